@@ -1,0 +1,306 @@
+//! The one public error type: an opaque [`Error`] with predicates, a message that says what was
+//! expected and found, and the context each layer added on the way out.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Any failure of this crate.
+///
+/// The kind is asked with predicates ([`Error::is_shape_mismatch`], …) so that kinds can grow without
+/// breaking callers. [`fmt::Display`] prints the contexts outermost first, then what happened;
+/// [`std::error::Error::source`] returns the error of the layer below, where there is one.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    /// Innermost first; printed in reverse.
+    context: Vec<String>,
+    source: Option<Source>,
+}
+
+/// What went wrong. Private to the crate: callers use the predicates.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ErrorKind {
+    #[error("{0}")]
+    InvalidConfig(String),
+    #[error("{what}: expected {expected}, found {found}")]
+    ShapeMismatch { what: String, expected: String, found: String },
+    #[error("{what}: expected dtype {expected}, found {found}")]
+    DtypeMismatch { what: String, expected: String, found: String },
+    #[error("{what} `{name}` is not known{}", did_you_mean(.suggestion))]
+    UnknownName { what: &'static str, name: String, suggestion: Option<String> },
+    #[error("the name `{name}` is registered already; names identify state in checkpoints and must be unique")]
+    DuplicateName { name: String },
+    #[error("`{first}` and `{second}` overlap in memory; pass each memory range once (tied weights are one parameter)")]
+    Aliasing { first: String, second: String },
+    #[error("{0}")]
+    NonFinite(String),
+    #[error("{0}")]
+    Checkpoint(String),
+    #[error("{path}: {message}", path = .path.display())]
+    Io { path: PathBuf, message: String },
+    #[error("{0}")]
+    Parse(String),
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("{0}")]
+    Device(String),
+}
+
+fn did_you_mean(suggestion: &Option<String>) -> String {
+    suggestion.as_ref().map(|s| format!("; did you mean `{s}`?")).unwrap_or_default()
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind) -> Self {
+        Self(Box::new(Inner { kind, context: Vec::new(), source: None }))
+    }
+
+    pub(crate) fn invalid_config(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidConfig(message.into()))
+    }
+
+    pub(crate) fn shape_mismatch(
+        what: impl Into<String>,
+        expected: impl fmt::Display,
+        found: impl fmt::Display,
+    ) -> Self {
+        Self::new(ErrorKind::ShapeMismatch {
+            what: what.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        })
+    }
+
+    pub(crate) fn dtype_mismatch(
+        what: impl Into<String>,
+        expected: impl fmt::Display,
+        found: impl fmt::Display,
+    ) -> Self {
+        Self::new(ErrorKind::DtypeMismatch {
+            what: what.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        })
+    }
+
+    /// An unknown name, with the nearest of the known ones as a suggestion.
+    pub(crate) fn unknown_name<'a>(
+        what: &'static str,
+        name: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let suggestion = known
+            .into_iter()
+            .map(|k| (strsim::jaro_winkler(name, k), k))
+            .filter(|(score, _)| *score > 0.7)
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .map(|(_, k)| k.to_owned());
+        Self::new(ErrorKind::UnknownName { what, name: name.to_owned(), suggestion })
+    }
+
+    pub(crate) fn duplicate_name(name: impl Into<String>) -> Self {
+        Self::new(ErrorKind::DuplicateName { name: name.into() })
+    }
+
+    pub(crate) fn non_finite(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NonFinite(message.into()))
+    }
+
+    pub(crate) fn checkpoint(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Checkpoint(message.into()))
+    }
+
+    pub(crate) fn parse(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Parse(message.into()))
+    }
+
+    pub(crate) fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unsupported(message.into()))
+    }
+
+    pub(crate) fn device(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Device(message.into()))
+    }
+
+    /// A file-system error with the path it happened at.
+    pub(crate) fn io(
+        path: impl Into<PathBuf>,
+        doing: impl fmt::Display,
+        source: std::io::Error,
+    ) -> Self {
+        Self::new(ErrorKind::Io { path: path.into(), message: format!("{doing}: {source}") })
+            .with_source(source)
+    }
+
+    pub(crate) fn with_source(
+        mut self,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        self.0.source = Some(Box::new(source));
+        self
+    }
+
+    /// Adds what was being done when the error happened; printed before the message.
+    #[must_use]
+    pub fn context(mut self, context: impl fmt::Display) -> Self {
+        self.0.context.push(context.to_string());
+        self
+    }
+
+    /// A configuration, hyper-parameter or schedule that cannot be honoured.
+    #[must_use]
+    pub fn is_invalid_config(&self) -> bool {
+        matches!(
+            self.0.kind,
+            ErrorKind::InvalidConfig(_)
+                | ErrorKind::UnknownName { .. }
+                | ErrorKind::DuplicateName { .. }
+        )
+    }
+
+    /// A buffer, matrix or file entry whose shape or length is not the expected one.
+    #[must_use]
+    pub fn is_shape_mismatch(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::ShapeMismatch { .. })
+    }
+
+    /// A buffer or file entry whose element type is not the expected one.
+    #[must_use]
+    pub fn is_dtype_mismatch(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::DtypeMismatch { .. })
+    }
+
+    /// A name (preset, parameter, group) that nothing is known by.
+    #[must_use]
+    pub fn is_unknown_name(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::UnknownName { .. })
+    }
+
+    /// A name that was registered twice.
+    #[must_use]
+    pub fn is_duplicate_name(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::DuplicateName { .. })
+    }
+
+    /// The same memory passed for two operands of a step.
+    #[must_use]
+    pub fn is_aliasing(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Aliasing { .. })
+    }
+
+    /// A NaN or infinite gradient under the strict policy, or a non-finite input to a standalone call.
+    #[must_use]
+    pub fn is_non_finite(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::NonFinite(_))
+    }
+
+    /// A checkpoint that is damaged, truncated, or was written under other modes.
+    #[must_use]
+    pub fn is_checkpoint(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Checkpoint(_))
+    }
+
+    /// A failed file-system call.
+    #[must_use]
+    pub fn is_io(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Io { .. })
+    }
+
+    /// A text (schedule file, flag) that does not parse.
+    #[must_use]
+    pub fn is_parse(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Parse(_))
+    }
+
+    /// A request that is well formed but that this device or build does not implement.
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Unsupported(_))
+    }
+
+    /// A failure of the device itself.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Device(_))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for context in self.0.context.iter().rev() {
+            write!(f, "{context}: ")?;
+        }
+        write!(f, "{}", self.0.kind)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("context", &self.0.context)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|s| s as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// Adds context to the error of a `Result`.
+pub(crate) trait ResultExt<T> {
+    /// See [`Error::context`]; `context` is only evaluated on failure.
+    fn context<C: fmt::Display>(self, context: impl FnOnce() -> C) -> Result<T>;
+}
+
+impl<T> ResultExt<T> for Result<T> {
+    fn context<C: fmt::Display>(self, context: impl FnOnce() -> C) -> Result<T> {
+        self.map_err(|e| e.context(context()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_context_outermost_first_and_suggests_names() {
+        let e = Error::unknown_name("schedule", "jordon", ["you", "jordan", "cans"])
+            .context("group `hidden`")
+            .context("register `w1`");
+        assert_eq!(
+            e.to_string(),
+            "register `w1`: group `hidden`: schedule `jordon` is not known; did you mean `jordan`?"
+        );
+        assert!(e.is_unknown_name() && e.is_invalid_config() && !e.is_io());
+    }
+
+    #[test]
+    fn is_send_sync_and_small() {
+        fn check<T: Send + Sync + 'static>() {}
+        check::<Error>();
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+
+    #[test]
+    fn io_errors_keep_their_source() {
+        let e = Error::io(
+            "a/b",
+            "open",
+            std::io::Error::new(std::io::ErrorKind::NotFound, "no such file"),
+        );
+        assert!(e.is_io());
+        assert!(std::error::Error::source(&e).is_some());
+        assert_eq!(e.to_string(), "a/b: open: no such file");
+    }
+}
