@@ -35,9 +35,13 @@ pub(crate) enum ErrorKind {
     DtypeMismatch { what: String, expected: String, found: String },
     #[error("{what} `{name}` is not known{}", did_you_mean(.suggestion))]
     UnknownName { what: &'static str, name: String, suggestion: Option<String> },
-    #[error("the name `{name}` is registered already; names identify state in checkpoints and must be unique")]
+    #[error(
+        "the name `{name}` is registered already; names identify state in checkpoints and must be unique"
+    )]
     DuplicateName { name: String },
-    #[error("`{first}` and `{second}` overlap in memory; pass each memory range once (tied weights are one parameter)")]
+    #[error(
+        "`{first}` and `{second}` overlap in memory; pass each memory range once (tied weights are one parameter)"
+    )]
     Aliasing { first: String, second: String },
     #[error("{0}")]
     NonFinite(String),

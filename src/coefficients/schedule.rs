@@ -1,0 +1,144 @@
+//! A coefficient schedule: one odd polynomial per iteration, with its normalisation, tail rule and source.
+
+use super::OddPolynomial;
+use crate::error::{Error, Result};
+
+/// How the iterate is scaled before the first polynomial.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Normalization {
+    /// Divide by `safety · ‖X‖_F`, which bounds the largest singular value by `1/safety`.
+    Frobenius {
+        /// ≥ 1, dimensionless.
+        safety: f64,
+    },
+    /// Divide by `‖X‖_F`, then scale every row of the short side by `1/√Σⱼ|Aᵢⱼ|` with `A = XXᵀ`
+    /// (almost-orthogonal layers): bounds the largest singular value by 1, tightly, but changes the
+    /// polar factor unless the rows are nearly orthogonal.
+    Aol,
+}
+
+/// What a schedule gives when asked for another number of iterations than it has polynomials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tail {
+    /// Another number is an error: the polynomials were made for each other.
+    Exact,
+    /// The first polynomials, the last one repeated as often as needed.
+    RepeatLast,
+}
+
+/// One polynomial per iteration, and what must be known to use it safely.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CoefficientSchedule {
+    name: String,
+    polynomials: Vec<OddPolynomial>,
+    normalization: Normalization,
+    tail: Tail,
+    source: String,
+}
+
+impl CoefficientSchedule {
+    /// A schedule from its polynomials.
+    ///
+    /// # Errors
+    /// No polynomial, an empty name, or a safety that is not finite or below 1.
+    pub fn new(
+        name: impl Into<String>,
+        polynomials: Vec<OddPolynomial>,
+        normalization: Normalization,
+        tail: Tail,
+        source: impl Into<String>,
+    ) -> Result<Self> {
+        let name = name.into();
+        if name.is_empty() {
+            return Err(Error::invalid_config("a coefficient schedule needs a name"));
+        }
+        if polynomials.is_empty() {
+            return Err(Error::invalid_config(format!(
+                "coefficient schedule `{name}` has no polynomial"
+            )));
+        }
+        if let Normalization::Frobenius { safety } = normalization
+            && !(safety.is_finite() && safety >= 1.0)
+        {
+            return Err(Error::invalid_config(format!(
+                "coefficient schedule `{name}`: safety must be finite and at least 1, found `{safety}`"
+            )));
+        }
+        Ok(Self { name, polynomials, normalization, tail, source: source.into() })
+    }
+
+    /// The name it is known by in files, plans and checkpoints.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One polynomial per iteration.
+    #[must_use]
+    pub fn polynomials(&self) -> &[OddPolynomial] {
+        &self.polynomials
+    }
+
+    /// How the iterate is scaled before the first polynomial.
+    #[must_use]
+    pub fn normalization(&self) -> Normalization {
+        self.normalization
+    }
+
+    /// The rule for another number of iterations.
+    #[must_use]
+    pub fn tail(&self) -> Tail {
+        self.tail
+    }
+
+    /// Where the numbers come from.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The polynomial composition at `x`.
+    #[must_use]
+    pub fn eval(&self, x: f64) -> f64 {
+        self.polynomials.iter().fold(x, |x, p| p.eval(x))
+    }
+
+    /// The schedule with exactly `iterations` polynomials.
+    ///
+    /// # Errors
+    /// Zero iterations, or another number than an [`Tail::Exact`] schedule has.
+    pub fn with_iterations(&self, iterations: usize) -> Result<Self> {
+        if iterations == 0 {
+            return Err(Error::invalid_config(format!(
+                "coefficient schedule `{}`: at least one iteration is needed, found `0`",
+                self.name
+            )));
+        }
+        if self.tail == Tail::Exact && iterations != self.polynomials.len() {
+            return Err(Error::invalid_config(format!(
+                "coefficient schedule `{}` has exactly {} iterations (its polynomials were made for each \
+                 other), found a request for `{iterations}`; use `polar_express_raw`, whose tail repeats, \
+                 or generate a schedule of that length",
+                self.name,
+                self.polynomials.len()
+            )));
+        }
+        let mut out = self.clone();
+        let last = self.polynomials[self.polynomials.len() - 1];
+        out.polynomials.resize(iterations, last);
+        Ok(out)
+    }
+
+    /// Every polynomial but the last for an input `s` times larger: `(a/s, b/s³, c/s⁵)`, the rule of
+    /// the Polar Express paper, which leaves room for rounding in every iteration.
+    #[must_use]
+    pub fn with_safety(&self, s: f64) -> Self {
+        let mut out = self.clone();
+        let guarded = out.polynomials.len().saturating_sub(1);
+        for p in &mut out.polynomials[..guarded.max(1)] {
+            *p = p.with_input_scale(s);
+        }
+        out.name = format!("{}/{s}", self.name);
+        out
+    }
+}

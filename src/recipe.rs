@@ -1,0 +1,335 @@
+//! An orthogonalization as a list of matrix operations: what every device executes, and what FLOPs,
+//! bytes and store points are counted from.
+//!
+//! The result of each operation is rounded once, to the iterate's precision, when it is stored; sums
+//! inside an operation are f32. A device adds nothing and leaves nothing out, so an emulated bf16 run on
+//! the CPU rounds exactly where the GPU does.
+
+use crate::coefficients::{CoefficientSchedule, Normalization, OddPolynomial};
+use crate::error::{Error, Result};
+use crate::shape::MatrixShape;
+
+/// One of the two buffers of the iterate's shape; products go from one to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Iterate {
+    /// Holds the normalised direction at the start.
+    X0,
+    /// The other one.
+    X1,
+}
+
+impl Iterate {
+    fn other(self) -> Self {
+        match self {
+            Self::X0 => Self::X1,
+            Self::X1 => Self::X0,
+        }
+    }
+}
+
+/// A buffer of `short × short` elements, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Small(pub usize);
+
+/// One matrix operation; `short`-side square matrices are symmetric and commute up to rounding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Op {
+    /// `out ← X·Xᵀ` (wide) or `Xᵀ·X` (tall).
+    Gram {
+        /// The iterate.
+        x: Iterate,
+        /// Written.
+        out: Small,
+    },
+    /// Scales the short-side rows of `x` by `dᵢ = 1/√max(Σⱼ|rᵢⱼ|, smallest normal)` and `r` by `dᵢ·dⱼ`, in place.
+    AolScale {
+        /// Read and written.
+        x: Iterate,
+        /// Read and written.
+        r: Small,
+    },
+    /// `out ← alpha·a·b + beta·c`, symmetric; `out` is none of `a`, `b`, `c`.
+    Symmetric {
+        /// Written.
+        out: Small,
+        /// Factor of the product.
+        alpha: f32,
+        /// Left operand.
+        a: Small,
+        /// Right operand.
+        b: Small,
+        /// Factor of `c`.
+        beta: f32,
+        /// Addend; may be `a` or `b`.
+        c: Small,
+    },
+    /// `out ← alpha·a + beta·b`, elementwise; `out` may be `a` or `b`.
+    Combine {
+        /// Written.
+        out: Small,
+        /// Factor of `a`.
+        alpha: f32,
+        /// First term.
+        a: Small,
+        /// Factor of `b`.
+        beta: f32,
+        /// Second term.
+        b: Small,
+    },
+    /// `out ← alpha·Q·X + beta·X` (wide) or `alpha·X·Q + beta·X` (tall).
+    Apply {
+        /// Written; not `x`.
+        out: Iterate,
+        /// Factor of the product.
+        alpha: f32,
+        /// The symmetric factor.
+        q: Small,
+        /// The iterate.
+        x: Iterate,
+        /// Factor of the iterate itself.
+        beta: f32,
+    },
+}
+
+/// How the polynomials of a schedule are evaluated.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// Every iteration multiplies the iterate: `3α + 1` n³ FLOPs each at degree 5, α = long/short.
+    Standard,
+    /// Iterations of a group work on the Gram matrix alone and multiply the iterate once, at the end of
+    /// the group. Cheaper for α > 1; groups are kept short because rounding noise in the Gram matrix
+    /// grows with the product of slopes within a group.
+    Gram {
+        /// Iterations in each group, in order; they add up to the schedule's length.
+        groups: Vec<usize>,
+    },
+}
+
+impl std::fmt::Display for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Standard => f.write_str("standard"),
+            Self::Gram { groups } => {
+                f.write_str("gram(")?;
+                for (i, g) in groups.iter().enumerate() {
+                    if i > 0 {
+                        f.write_str(",")?;
+                    }
+                    write!(f, "{g}")?;
+                }
+                f.write_str(")")
+            }
+        }
+    }
+}
+
+/// The operations of one orthogonalization, from the normalised direction in [`Iterate::X0`] to `result`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recipe {
+    ops: Vec<Op>,
+    small_buffers: usize,
+    result: Iterate,
+}
+
+/// FLOPs of a recipe on one matrix, counting a multiply-add as two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flops {
+    /// With symmetric products formed in full.
+    pub full: u64,
+    /// With only one triangle of symmetric products formed: the least this recipe can cost.
+    pub symmetric: u64,
+}
+
+/// A step polynomial `r(R) = alpha·S + g·I` with `p(x) = x·r(x²)`, `S` in a small buffer.
+struct StepFactor {
+    alpha: f64,
+    s: Small,
+    g: f64,
+}
+
+struct Builder {
+    ops: Vec<Op>,
+    /// Buffers in use.
+    taken: Vec<bool>,
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "coefficients are f32 on every device")]
+fn f32(x: f64) -> f32 {
+    x as f32
+}
+
+impl Builder {
+    fn take(&mut self) -> Small {
+        let free = self.taken.iter().position(|t| !t).unwrap_or_else(|| {
+            self.taken.push(false);
+            self.taken.len() - 1
+        });
+        self.taken[free] = true;
+        Small(free)
+    }
+
+    fn release(&mut self, s: Small) {
+        self.taken[s.0] = false;
+    }
+
+    fn symmetric(&mut self, alpha: f64, a: Small, b: Small, beta: f64, c: Small) -> Small {
+        let out = self.take();
+        self.ops.push(Op::Symmetric { out, alpha: f32(alpha), a, b, beta: f32(beta), c });
+        out
+    }
+
+    fn combine(&mut self, out: Small, alpha: f64, a: Small, beta: f64, b: Small) {
+        self.ops.push(Op::Combine { out, alpha: f32(alpha), a, beta: f32(beta), b });
+    }
+
+    /// `r(R)` of one polynomial; the caller releases `s` unless it is `r`.
+    fn step_factor(&mut self, p: &OddPolynomial, r: Small) -> StepFactor {
+        match *p.coefficients() {
+            [a, b] => StepFactor { alpha: b, s: r, g: a },
+            [a, b, c] => StepFactor { alpha: 1.0, s: self.symmetric(c, r, r, b, r), g: a },
+            _ => {
+                let f = p.nonic_factors();
+                // R² is stored once and both quadratics are combined from it: one rounding more than
+                // forming them inside the product, and every step is a plain GEMM or an axpy.
+                let r2 = self.symmetric(1.0, r, r, 0.0, r);
+                let z1 = self.take();
+                self.combine(z1, f.s, r2, f.s * f.p1, r);
+                self.combine(r2, f.s * f.sign, r2, f.s * f.sign * f.p2, r);
+                let z2 = r2;
+                let w = self.take();
+                self.combine(w, f.a2, z1, f.a1, z2);
+                let s = self.symmetric(1.0, z1, z2, 1.0, w);
+                self.release(z1);
+                self.release(z2);
+                self.release(w);
+                StepFactor { alpha: 1.0, s, g: f.a1 * f.a2 }
+            }
+        }
+    }
+}
+
+impl Recipe {
+    /// The operations for that schedule and method.
+    ///
+    /// # Errors
+    /// Gram groups that are zero or do not add up to the number of iterations.
+    pub fn new(schedule: &CoefficientSchedule, method: &Method) -> Result<Self> {
+        let polynomials = schedule.polynomials();
+        let ones;
+        let groups: &[usize] = match method {
+            Method::Standard => {
+                ones = vec![1; polynomials.len()];
+                &ones
+            }
+            Method::Gram { groups } => groups,
+        };
+        let total = groups.iter().try_fold(0usize, |a, &b| a.checked_add(b));
+        if groups.contains(&0) || total != Some(polynomials.len()) {
+            return Err(Error::invalid_config(format!(
+                "Gram groups of schedule `{}`: expected positive sizes that add up to {} iterations, found {groups:?}",
+                schedule.name(),
+                polynomials.len()
+            )));
+        }
+        let mut b = Builder { ops: Vec::new(), taken: Vec::new() };
+        let mut x = Iterate::X0;
+        let mut next = 0;
+        for (g, &size) in groups.iter().enumerate() {
+            let mut r = b.take();
+            b.ops.push(Op::Gram { x, out: r });
+            if g == 0 && schedule.normalization() == Normalization::Aol {
+                b.ops.push(Op::AolScale { x, r });
+            }
+            // The product so far is alpha·S + g·I, with the identity kept implicit: storing it would
+            // round every other entry to the unit_roundoff of the large diagonal.
+            let mut q: Option<StepFactor> = None;
+            for (i, p) in polynomials[next..next + size].iter().enumerate() {
+                let step = b.step_factor(p, r);
+                let last = i + 1 == size;
+                let r_next = (!last).then(|| {
+                    let w = b.symmetric(step.alpha, step.s, r, step.g, r);
+                    let r_next = b.symmetric(step.alpha, step.s, w, step.g, w);
+                    b.release(w);
+                    r_next
+                });
+                q = Some(match q.take() {
+                    None => step,
+                    Some(q) => {
+                        let w = b.take();
+                        b.combine(w, q.alpha * step.g, q.s, q.g * step.alpha, step.s);
+                        let s = b.symmetric(q.alpha * step.alpha, q.s, step.s, 1.0, w);
+                        b.release(w);
+                        b.release(q.s);
+                        b.release(step.s);
+                        StepFactor { alpha: 1.0, s, g: q.g * step.g }
+                    }
+                });
+                if let Some(r_next) = r_next {
+                    if q.as_ref().is_none_or(|q| q.s != r) {
+                        b.release(r);
+                    }
+                    r = r_next;
+                }
+            }
+            if let Some(q) = q {
+                let out = x.other();
+                b.ops.push(Op::Apply { out, alpha: f32(q.alpha), q: q.s, x, beta: f32(q.g) });
+                x = out;
+            }
+            b.taken.fill(false);
+            next += size;
+        }
+        Ok(Self { ops: b.ops, small_buffers: b.taken.len(), result: x })
+    }
+
+    /// The operations, in order.
+    #[must_use]
+    pub fn ops(&self) -> &[Op] {
+        &self.ops
+    }
+
+    /// How many `short × short` buffers they need.
+    #[must_use]
+    pub fn small_buffers(&self) -> usize {
+        self.small_buffers
+    }
+
+    /// Where the orthogonalized direction ends up.
+    #[must_use]
+    pub fn result(&self) -> Iterate {
+        self.result
+    }
+
+    /// Number of matrix products.
+    #[must_use]
+    pub fn gemms(&self) -> usize {
+        self.ops
+            .iter()
+            .filter(|op| matches!(op, Op::Gram { .. } | Op::Symmetric { .. } | Op::Apply { .. }))
+            .count()
+    }
+
+    /// GEMM FLOPs for one matrix of that shape.
+    #[must_use]
+    pub fn flops(&self, shape: MatrixShape) -> Flops {
+        let (n, m) = (shape.short() as u64, shape.long() as u64);
+        self.ops.iter().fold(Flops::default(), |f, op| match op {
+            Op::Gram { .. } => {
+                Flops { full: f.full + 2 * n * n * m, symmetric: f.symmetric + n * (n + 1) * m }
+            }
+            Op::Symmetric { .. } => {
+                Flops { full: f.full + 2 * n * n * n, symmetric: f.symmetric + n * (n + 1) * n }
+            }
+            Op::Apply { .. } => {
+                Flops { full: f.full + 2 * n * n * m, symmetric: f.symmetric + 2 * n * n * m }
+            }
+            Op::AolScale { .. } | Op::Combine { .. } => f,
+        })
+    }
+
+    /// Elements of workspace for one matrix of that shape: two iterates and the small buffers.
+    #[must_use]
+    pub fn workspace_elements(&self, shape: MatrixShape) -> usize {
+        2 * shape.len() + self.small_buffers * shape.short() * shape.short()
+    }
+}
