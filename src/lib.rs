@@ -1,9 +1,36 @@
 //! The Muon optimizer for Rust.
 
 pub mod coefficients;
+mod config;
+mod cpu;
+mod device;
 pub mod error;
-pub mod precision;
+mod learning_rate;
+mod method;
+mod optimizer;
+mod plan;
+mod precision;
 pub mod recipe;
-pub mod shape;
+mod scale;
+mod shape;
 
+pub use coefficients::{CoefficientSchedule, Normalization, OddPolynomial, Tail};
+pub use config::{
+    AdamWRule, Bf16Params, MethodChoice, MomentumMode, MuonConfig, MuonRule, Nesterov, NonFinite,
+    Orthogonalizer, Rule, WeightDecayMode,
+};
+pub use cpu::{Cpu, CpuGrad, CpuParamMut, CpuState, CpuWorkspace};
+pub use device::{
+    AdamWJob, BufferInfo, Counters, Device, HostBuffer, MatrixJob, MuonScalars, StateData,
+    StateRule, StateSpec, StepTensor,
+};
 pub use error::{Error, Result};
+pub use learning_rate::LrSchedule;
+pub use optimizer::{
+    FoundNonFinite, GroupId, Muon, ParamId, ParamSpec, Route, RoutingReport, StepOptions,
+    StepReport,
+};
+pub use plan::{Bucket, Plan, PlannedMatrix, Treatment};
+pub use precision::{Dtype, Precision};
+pub use scale::UpdateScale;
+pub use shape::{Block, Layout, MatrixShape, Orientation, Split};

@@ -61,6 +61,15 @@ impl Precision {
         }
     }
 
+    /// Bytes per element as a GPU stores it.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::Fp16 => 2,
+        }
+    }
+
     /// Rounds to the nearest number of this format, ties to even; overflow gives an infinity.
     #[must_use]
     pub fn round(self, x: f32) -> f32 {
