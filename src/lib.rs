@@ -11,6 +11,7 @@ mod optimizer;
 mod plan;
 mod precision;
 pub mod recipe;
+pub mod reference;
 mod scale;
 mod shape;
 
