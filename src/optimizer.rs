@@ -8,8 +8,8 @@ use crate::config::{
 };
 use crate::cpu::narrow;
 use crate::device::{
-    AdamWJob, BufferInfo, Counters, Device, MatrixJob, MuonScalars, StateRule, StateSpec,
-    StepTensor,
+    AdamWJob, BufferInfo, Counters, Device, MatrixJob, MuonScalars, StateData, StateRule,
+    StateSpec, StepTensor,
 };
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::plan::{Plan, PlanInput};
@@ -619,6 +619,29 @@ impl<D: Device> Muon<D> {
     pub fn counters(&mut self, id: ParamId) -> Result<Counters> {
         let position = self.position(id)?;
         self.device.counters(&self.states[position])
+    }
+
+    /// Copies a parameter's state to the host; waits for the device.
+    ///
+    /// # Errors
+    /// An unknown id, or a failed device.
+    pub fn export_state(&mut self, id: ParamId) -> Result<StateData> {
+        let position = self.position(id)?;
+        self.device.export_state(&self.states[position])
+    }
+
+    /// Replaces a parameter's state, such as by one from another framework.
+    ///
+    /// # Errors
+    /// An unknown id, or buffers whose number, dtype or length is not the parameter's. The old state stays.
+    pub fn import_state(&mut self, id: ParamId, data: &StateData) -> Result<()> {
+        let position = self.position(id)?;
+        let param = &self.params[position];
+        self.states[position] = self
+            .device
+            .import_state(&param.state, data)
+            .context(|| format!("state of `{}`", param.spec.name))?;
+        Ok(())
     }
 
     /// The id of the parameter of that name.
