@@ -8,11 +8,11 @@ use std::path::Path;
 use half::{bf16, f16};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::atomic::replace;
+use super::digest::sha256;
 use super::dtype::{Element, TensorDtype};
-use super::encode::TensorSet;
+use super::encode::{TensorSet, joined};
 use super::file::RawFile;
 use super::layout::listed;
 use crate::error::{Error, Result, ResultExt};
@@ -165,10 +165,7 @@ impl<'a> Writer<'a> {
     /// `is_checkpoint` if the header would exceed the format's limit of 100 000 000 bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let (header, data) = self.sealed_parts()?;
-        let mut bytes = header;
-        bytes.reserve_exact(data.iter().map(|part| part.len()).sum());
-        data.iter().for_each(|part| bytes.extend_from_slice(part));
-        Ok(bytes)
+        Ok(joined(header, &data))
     }
 
     /// Writes the file, replacing `path` atomically as [`replace_file`](super::replace_file) does.
@@ -192,10 +189,7 @@ impl<'a> Writer<'a> {
         );
         let metadata = BTreeMap::from([(METADATA_KEY.to_owned(), envelope)]);
         let (mut header, data) = self.tensors.parts(&metadata)?;
-        let mut hash = Sha256::new();
-        hash.update(&header);
-        data.iter().for_each(|part| hash.update(part));
-        let digest = hexadecimal(&hash.finalize());
+        let digest = sha256(std::iter::once(header.as_slice()).chain(data.iter().copied()));
         match header.get_mut(DIGEST_OFFSET..DIGEST_OFFSET + DIGEST_DIGITS) {
             Some(place) if *place == NO_DIGEST => place.copy_from_slice(digest.as_bytes()),
             // Only a change of the envelope's wording that forgot DIGEST_OFFSET gets here.
@@ -442,25 +436,13 @@ fn check_digest(bytes: &[u8], expected: &str) -> Result<()> {
              {DIGEST_OFFSET}; was the file rewritten by another tool?"
         )));
     }
-    let mut hash = Sha256::new();
-    hash.update(bytes.get(..place.start).unwrap_or_default());
-    hash.update(NO_DIGEST);
-    hash.update(bytes.get(place.end..).unwrap_or_default());
-    let found = hexadecimal(&hash.finalize());
+    let before = bytes.get(..place.start).unwrap_or_default();
+    let after = bytes.get(place.end..).unwrap_or_default();
+    let found = sha256([before, &NO_DIGEST, after]);
     if found != expected {
         return Err(Error::checkpoint(format!(
             "the checkpoint is damaged: its digest is `{expected}`, its bytes have `{found}`"
         )));
     }
     Ok(())
-}
-
-/// Lower-case hexadecimal digits.
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing into a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

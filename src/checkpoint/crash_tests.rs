@@ -533,6 +533,32 @@ fn assert_whole(path: &Path) -> u64 {
     step
 }
 
+/// A file-size limit stops the save half-way, in the real write call.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_write_that_the_kernel_cuts_off_keeps_the_old_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.safetensors");
+    save_large(&path, 7).unwrap();
+    // 200 blocks of 512 bytes; without the trap the signal would kill the process.
+    let limited = "trap '' XFSZ; ulimit -f 200; exec \"$0\" \"$@\"";
+    let output = Command::new("sh")
+        .args(["-c", limited])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "--nocapture"])
+        .arg("checkpoint::crash_tests::saves_until_killed")
+        .env(CHILD_PATH, &path)
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].map(|s| String::from_utf8_lossy(&s).into_owned());
+    let text = text.concat();
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("write the new contents (the old file is kept)"), "{text}");
+    assert!(text.contains("File too large"), "{text}");
+    assert_eq!(assert_whole(&path), 7);
+    assert_eq!(names(dir.path()), ["state.safetensors"]);
+}
+
 const CHILD_PATH: &str = "MUON_CUDA_TEST_SAVE_PATH";
 
 /// Not a test of its own: what the process started by the next test runs.

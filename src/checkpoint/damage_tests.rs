@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
-use super::container::{DIGEST_OFFSET, hexadecimal};
-use super::{Reader, TensorDtype, TensorFile, TensorFileWriter, Writer};
+use super::digest::sha256;
+use super::{DIGEST_OFFSET, Reader, TensorDtype, TensorFile, TensorFileWriter, Writer};
 use crate::error::Error;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -283,6 +283,63 @@ fn a_lying_file_costs_no_memory_and_reports_its_path() {
 }
 
 #[test]
+fn memory_is_a_small_multiple_of_the_file_for_the_worst_headers() {
+    let zeros = vec!["0"; 200_000].join(",");
+    let wide = format!(r#"{{"a":{{"dtype":"U8","shape":[{zeros}],"data_offsets":[0,1]}}}}"#);
+    let entry = r#":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}"#;
+    let entries: Vec<String> = (0..10_000).map(|i| format!("\"{i}\"{entry}")).collect();
+    let many = format!("{{{},\"0\"{entry}}}", entries.join(","));
+    let deep = format!(
+        r#"{{"__metadata__":{{"muon_cuda":"{{\"format\":\"muon-cuda-checkpoint\",\"version\":1,{}"#,
+        format_args!(r#"\"digest\":\"\",\"content\":[{zeros}]}}"}}}}"#),
+    );
+    for header in [wide, many, deep] {
+        let bytes = forged(&header, &[]);
+        let size = bytes.len() as u64;
+        let peak = allocation_counter::measure(|| {
+            refused(bytes);
+        });
+        // Measured 2026-11: 5, 7 and 1 times; a growing vector holds two copies for a moment.
+        assert!(peak.bytes_max < 16 * size, "{} for {size} bytes", peak.bytes_max);
+    }
+}
+
+/// Runs the reader of the documentation, where there is a Python to run it.
+#[test]
+fn the_documented_python_reader_reads_and_verifies_a_checkpoint() {
+    let page = include_str!("../../docs/checkpoint-format.md");
+    let (_, rest) = page.split_once("```python\n").unwrap();
+    let (reader, _) = rest.split_once("```").unwrap();
+    let use_it = concat!(
+        "import sys\n",
+        "content, tensors = read(sys.argv[1])\n",
+        "dtype, shape, data = tensors['w1.momentum']\n",
+        "print(content['step'], len(tensors), dtype, shape, struct.unpack('<6f', data))\n",
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let run = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let script = format!("{reader}\n{use_it}");
+        std::process::Command::new("python3").args(["-c", &script]).arg(&path).output()
+    };
+    let mut bytes = small();
+    let Ok(output) = run(&bytes) else {
+        println!("not checked: there is no python3");
+        return;
+    };
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "18446744073709551615 4 F32 [2, 3] (0.5, -1.0, 0.25, 0.0, 2.0, 4.0)\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    *bytes.last_mut().unwrap() ^= 1;
+    let output = run(&bytes).unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the checkpoint is damaged"));
+}
+
+#[test]
 fn what_is_no_file_is_an_io_error() {
     let dir = tempfile::tempdir().unwrap();
     let mut cases = vec![
@@ -340,7 +397,7 @@ fn a_second_metadata_key_is_refused_even_with_a_valid_digest() {
     let header = text.trim_end().replace(r#"}"}}"#, r#"}","other":"text"}}"#);
     let mut bytes = forged(&header, &[]);
     bytes[DIGEST_OFFSET..DIGEST_OFFSET + 64].fill(b'0');
-    let digest = hexadecimal(&<sha2::Sha256 as sha2::Digest>::digest(&bytes));
+    let digest = sha256([bytes.as_slice()]);
     bytes[DIGEST_OFFSET..DIGEST_OFFSET + 64].copy_from_slice(digest.as_bytes());
     let message = refused(bytes);
     assert!(message.contains("metadata key `other` stands beside `muon_cuda`"), "{message}");

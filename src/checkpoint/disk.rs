@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sha2::{Digest, Sha256};
-
 use super::atomic::FileSystem;
-use super::container::hexadecimal;
+use super::digest::sha256;
 
 /// Links followed before a chain of them counts as a loop; Linux's own limit.
 const MAX_LINKS: usize = 40;
@@ -66,7 +64,7 @@ impl Target {
         let Some(name) = path.file_name() else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
         };
-        let id = hexadecimal(&Sha256::digest(name.as_encoded_bytes()));
+        let id = sha256([name.as_encoded_bytes()]);
         let temporary_prefix = format!(".muon-cuda-tmp-{}-", id.get(..16).unwrap_or_default());
         let dir = match path.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir.to_path_buf(),

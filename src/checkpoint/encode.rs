@@ -66,7 +66,7 @@ impl<'a> TensorSet<'a> {
         metadata: &BTreeMap<String, String>,
     ) -> Result<(Vec<u8>, Vec<&[u8]>)> {
         let mut order: Vec<(&String, &Pending<'a>)> = self.0.iter().collect();
-        // Unit enums of the safetensors crate compare by declaration: increasing alignment.
+        // Stable: among equal types the map's order by name stays.
         order.sort_by_key(|(_, pending)| Reverse(DtypeOrder(pending.dtype)));
         let header = serde_json::to_vec(&HeaderText { metadata, order: &order })
             .map_err(|e| Error::checkpoint("the header cannot be written").with_source(e))?;
@@ -85,6 +85,15 @@ impl<'a> TensorSet<'a> {
     }
 }
 
+/// The file in one piece.
+pub(super) fn joined(header: Vec<u8>, data: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = header;
+    bytes.reserve_exact(data.iter().map(|part| part.len()).sum());
+    data.iter().for_each(|part| bytes.extend_from_slice(part));
+    bytes
+}
+
+/// Compares element types as the safetensors crate declares them: by increasing alignment.
 #[derive(PartialEq, Eq)]
 struct DtypeOrder(TensorDtype);
 

@@ -49,6 +49,7 @@
 
 mod atomic;
 mod container;
+mod digest;
 mod disk;
 mod dtype;
 mod encode;

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 use super::atomic::replace;
 use super::dtype::{Element, TensorDtype};
-use super::encode::TensorSet;
+use super::encode::{TensorSet, joined};
 use super::file::RawFile;
 use crate::error::{Error, Result, ResultExt};
 
@@ -258,10 +258,7 @@ impl<'a> TensorFileWriter<'a> {
     /// `is_checkpoint` if the header would exceed the format's limit of 100 000 000 bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let (header, data) = self.tensors.parts(&self.metadata)?;
-        let mut bytes = header;
-        bytes.reserve_exact(data.iter().map(|part| part.len()).sum());
-        data.iter().for_each(|part| bytes.extend_from_slice(part));
-        Ok(bytes)
+        Ok(joined(header, &data))
     }
 
     /// Writes the file, replacing `path` atomically as [`replace_file`](super::replace_file) does.
