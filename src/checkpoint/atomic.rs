@@ -49,8 +49,9 @@ pub(super) trait FileSystem {
 /// complete, also after a crash of the process or the machine; one who has the old file open or
 /// mapped keeps the old bytes. Of several writers at once the last one wins.
 ///
-/// - An existing file's mode is kept, and does not protect it: what counts is the directory's. A new file has the mode that the process's umask gives.
-///   Owner, extended attributes and other hard links are not carried over.
+/// - An existing file's mode is kept. It does not protect the file: what counts is the directory's.
+///   A new file has the mode that the process's umask gives. Owner, extended attributes and other
+///   hard links are not carried over.
 /// - A symbolic link stays a link; the file it points to is replaced.
 /// - A killed process leaves its temporary, `.muon-cuda-tmp-…`, in the directory. Nothing reads it,
 ///   and the next replacement of the same file removes it; a lock tells it from one in use.
@@ -59,9 +60,9 @@ pub(super) trait FileSystem {
 ///
 /// `is_io`, with the path: a directory that is missing, unwritable or unreadable, a full disk, a
 /// target that is a directory or a device. The old file is untouched and the temporary removed; if
-/// removing fails too, the message names what was left behind and still reports the first cause. The one exception is a failure to
-/// sync the directory after the rename: the new file is then in place, and the message says that a
-/// power failure may still bring back the old one.
+/// removing fails too, the message names what was left behind and still reports the first cause.
+/// The one exception is a failure to sync the directory after the rename: the new file is then in
+/// place, and the message says that a power failure may still bring back the old one.
 pub fn replace_file(path: impl AsRef<Path>, contents: &[u8]) -> Result<()> {
     replace(path.as_ref(), &[contents])
 }

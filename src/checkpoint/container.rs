@@ -55,7 +55,7 @@ pub struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// A checkpoint with this content and no tensors yet.
     ///
-    /// The content is read back at once, so that what cannot be loaded is refused before it replaces
+    /// The content is read back at once: what cannot be loaded is refused before it replaces
     /// anything. JSON knows neither NaN nor infinities: a number that may be one belongs into a
     /// tensor. (`Option<f64>` hides such a number: it would come back as `None`.)
     ///
@@ -239,8 +239,8 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// `is_checkpoint` if the bytes are truncated or damaged, are no safetensors, have no `muon_cuda`
-    /// metadata, or are of a newer version; the message says which.
+    /// `is_checkpoint` if the bytes are truncated or damaged, are no safetensors, have no
+    /// `muon_cuda` metadata, or are of a newer version; the message says which.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         RawFile::from_bytes(bytes).and_then(Self::verified)
     }
@@ -269,8 +269,8 @@ impl Reader {
             Some(VERSION) => {}
             Some(newer) if newer > VERSION => {
                 return Err(Error::checkpoint(format!(
-                    "the checkpoint has version {newer}, newer than the {VERSION} that this release \
-                     reads: update muon-cuda"
+                    "the checkpoint has version {newer}, newer than the {VERSION} that this \
+                     release reads: update muon-cuda"
                 )));
             }
             found => {
@@ -350,8 +350,8 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// `is_checkpoint` if there is none of this name, `is_dtype_mismatch` and `is_shape_mismatch` if
-    /// it is of another type or shape; the message has both.
+    /// `is_checkpoint` if there is none of this name, `is_dtype_mismatch` and `is_shape_mismatch`
+    /// if it is of another type or shape; the message has both.
     pub fn bytes(&self, name: &str, dtype: TensorDtype, shape: &[usize]) -> Result<&[u8]> {
         self.file.expect(name, dtype, shape)
     }

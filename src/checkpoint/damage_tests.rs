@@ -299,7 +299,7 @@ fn memory_is_a_small_multiple_of_the_file_for_the_worst_headers() {
         let peak = allocation_counter::measure(|| {
             refused(bytes);
         });
-        // Measured 2026-11: 5, 7 and 1 times; a growing vector holds two copies for a moment.
+        // Measured 2026-11: 8.8, 3.8 and 2.0 times; a growing vector is copied as it grows.
         assert!(peak.bytes_max < 16 * size, "{} for {size} bytes", peak.bytes_max);
     }
 }
@@ -583,6 +583,12 @@ fn agrees_with_the_crate(bytes: &[u8]) {
     }
 }
 
+/// Texts that are nearly headers: keys and values of the format in any order, some of them right.
+const HEADER_LIKE: &str = concat!(
+    r#"\{("(a|__metadata__|)":(\{("(dtype|shape|data_offsets|muon_cuda)":"#,
+    r#"("F32"|"U8"|"F4"|\[[0-9]{0,3}(,[0-9]{1,22})?\]|"\{\}"|1),?){0,4}\}),?){0,3}\}? ?"#,
+);
+
 proptest! {
     #[test]
     fn any_tensors_come_back_bit_for_bit(tensors in any_tensors(), text in any::<String>()) {
@@ -618,7 +624,7 @@ proptest! {
 
     #[test]
     fn arbitrary_headers_never_panic(
-        header in r#"\{("(a|__metadata__|)":(\{("(dtype|shape|data_offsets|muon_cuda)":("F32"|"U8"|"F4"|\[[0-9]{0,3}(,[0-9]{1,22})?\]|"\{\}"|1),?){0,4}\}),?){0,3}\}? ?"#,
+        header in HEADER_LIKE,
         data in prop::collection::vec(any::<u8>(), 0..12),
     ) {
         let bytes = forged(&header, &data);

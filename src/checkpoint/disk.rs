@@ -115,7 +115,8 @@ impl FileSystem for Disk {
             if let Ok(file) = file
                 && file.try_lock().is_ok()
             {
-                // Still locked here: a writer that has just created it fails to lock it, and takes another.
+                // Still locked here: a writer that has just created it cannot lock it, and takes
+                // another.
                 let _ = fs::remove_file(&path);
             }
         }

@@ -16,8 +16,8 @@
 //! 2. `n` bytes of header: one JSON object in UTF-8 without white space, padded with spaces;
 //! 3. the tensors' bytes: row-major, little-endian, in the order of the header, without gaps.
 //!
-//! The header's first key is `__metadata__`, its value an object with the one key `muon_cuda`, whose
-//! value is a string holding JSON (quotes and backslashes in it escaped with a backslash):
+//! The header's first key is `__metadata__`, its value an object with the one key `muon_cuda`,
+//! whose value is a string holding JSON (quotes and backslashes in it escaped with a backslash):
 //!
 //! ```json
 //! {"format":"muon-cuda-checkpoint","version":1,"digest":"<64 hex digits>","content":<any JSON>}
@@ -43,8 +43,8 @@
 //!
 //! # Cost
 //!
-//! Writing borrows the tensors and makes two passes over them, one for the digest. Reading holds the
-//! file in memory once, plus each tensor handed out. What a header announces is compared with the
+//! Writing borrows the tensors and makes two passes over them, one for the digest. Reading holds
+//! the file in memory once, plus each tensor handed out. What a header announces is compared with the
 //! file's size before anything is allocated for it.
 
 mod atomic;

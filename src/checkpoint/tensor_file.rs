@@ -50,8 +50,8 @@ impl TensorFile {
     ///
     /// # Errors
     ///
-    /// `is_checkpoint` if the bytes are no safetensors, are truncated, or have a header with a hole,
-    /// an overlap, a repeated key, or sizes that do not fit; the message says which.
+    /// `is_checkpoint` if the bytes are no safetensors, are truncated, or have a header with a
+    /// hole, an overlap, a repeated key, or sizes that do not fit; the message says which.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Ok(Self { file: RawFile::from_bytes(bytes)? })
     }
