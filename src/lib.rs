@@ -1,5 +1,6 @@
 //! The Muon optimizer for Rust.
 
+pub mod checkpoint;
 pub mod coefficients;
 pub mod error;
 pub mod precision;
