@@ -544,6 +544,25 @@ fn assert_whole(path: &Path) -> u64 {
     step
 }
 
+#[test]
+fn competing_threads_leave_whole_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.safetensors");
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let path = &path;
+            scope.spawn(move || {
+                for round in 0..20 {
+                    save_large(path, 100 * thread + round).unwrap();
+                    assert_whole(path);
+                }
+            });
+        }
+    });
+    assert_eq!(assert_whole(&path) % 100, 19, "the last save is not the one that stands");
+    assert_eq!(names(dir.path()), ["state.safetensors"]);
+}
+
 /// A file-size limit stops the save half-way, in the real write call.
 #[cfg(target_os = "linux")]
 #[test]
