@@ -1,9 +1,13 @@
 //! Odd polynomials, schedules of them (one polynomial an iteration), and what a schedule can tell
 //! about itself.
 
+mod factor;
+mod linear;
 mod polynomial;
 pub mod presets;
+mod roots;
 mod schedule;
 
-pub use polynomial::{NonicFactors, OddPolynomial};
+pub use factor::NonicFactors;
+pub use polynomial::OddPolynomial;
 pub use schedule::{CoefficientSchedule, Normalization, Tail};
