@@ -2,12 +2,16 @@
 //! about itself.
 
 mod factor;
+pub mod generate;
 mod linear;
 mod polynomial;
 pub mod presets;
+mod properties;
 mod roots;
 mod schedule;
 
 pub use factor::NonicFactors;
+pub use generate::{Generator, Provenance};
 pub use polynomial::OddPolynomial;
+pub use properties::{GemmCost, LIFTED, PRESET_SAFETY, SAFE_IMAGE, ScheduleProperties};
 pub use schedule::{CoefficientSchedule, Normalization, Tail};

@@ -110,6 +110,16 @@ impl OddPolynomial {
         out
     }
 
+    /// `x ↦ s·p(x)`.
+    #[must_use]
+    pub fn with_output_scale(&self, s: f64) -> Self {
+        let mut out = *self;
+        for c in &mut out.coefficients {
+            *c *= s;
+        }
+        out
+    }
+
     /// Coefficients of `p'` in `y = x²`, lowest degree first.
     fn derivative_in_square(&self) -> [f64; 5] {
         let [c1, c3, c5, c7, c9] = self.coefficients;
