@@ -2,6 +2,7 @@
 //! about itself.
 
 mod factor;
+mod file;
 pub mod generate;
 mod linear;
 mod polynomial;
