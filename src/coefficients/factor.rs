@@ -3,10 +3,11 @@
 use super::OddPolynomial;
 use crate::error::{Error, Result};
 
-/// A degree-9 polynomial as `x·(Z₁ + a₁)·(Z₂ + a₂)` with `Zᵢ` quadratics in `y = x²` without constant term.
+/// A degree-9 polynomial as `x·(Z₁ + a₁)·(Z₂ + a₂)` with `Zᵢ` quadratics in `y = x²` without
+/// constant term.
 ///
-/// `Z₁ = s·(y² + p₁·y)`, `Z₂ = s·sign·(y² + p₂·y)`. The constants `a₁`, `a₂` multiply an identity that
-/// is never formed: that is what keeps the evaluation accurate in 16 bit (NUMERICS.md).
+/// `Z₁ = s·(y² + p₁·y)`, `Z₂ = s·sign·(y² + p₂·y)`. The constants `a₁`, `a₂` multiply an identity
+/// that is never formed: that is what keeps the evaluation accurate in 16 bit (NUMERICS.md).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NonicFactors {
     /// `√|c9|`.
@@ -27,9 +28,10 @@ const TOO_SMALL: &str = "its leading coefficient is too small beside the others 
                          accurately; write it at its real degree, 3 or 5";
 
 /// Largest accepted error of a coefficient of the expanded product, relative to the sum of the
-/// absolute values of its terms: far below one rounding of the f32 constants a device multiplies with
-/// (2⁻²⁴ = 6e-8), far above what the iteration reaches (1e-15; 1e-8 only where both quadratics share a
-/// root, where the factors are determined to half the digits and their product is still exact).
+/// absolute values of its terms: far below one rounding of the f32 constants a device multiplies
+/// with (2⁻²⁴ = 6e-8), far above what the iteration reaches (1e-15; 1e-8 only where both quadratics
+/// share a root, where the factors are determined to half the digits and their product is still
+/// exact).
 const FACTOR_TOLERANCE: f64 = 1e-12;
 
 impl NonicFactors {
@@ -46,13 +48,14 @@ impl NonicFactors {
 impl OddPolynomial {
     /// The factored form of a degree-9 polynomial.
     ///
-    /// Any real quartic splits into two real quadratics: complex roots pair with their conjugates, real
-    /// ones with each other, in order. Roots by simultaneous (Durand–Kerner) iteration, then Newton's
-    /// method on the two quadratics; the product is expanded and compared before it is returned.
+    /// Any real quartic splits into two real quadratics: complex roots pair with their conjugates,
+    /// real ones with each other, in order. Roots by simultaneous (Durand–Kerner) iteration, then
+    /// Newton's method on the two quadratics; the product is expanded and compared before it is
+    /// returned.
     ///
     /// # Errors
-    /// Another degree, a leading coefficient that is zero, or one so small beside the others that the
-    /// factors are not accurate in f64: such a polynomial is to be written at its real degree.
+    /// Another degree, a leading coefficient that is zero, or one so small beside the others that
+    /// the factors are not accurate in f64: such a polynomial is to be written at its real degree.
     pub fn nonic_factors(&self) -> Result<NonicFactors> {
         let refuse = |why: &str| {
             Err(Error::invalid_config(format!(
@@ -80,8 +83,8 @@ impl OddPolynomial {
     }
 }
 
-/// `(p, q)` of the two factors `y² + p·y + q` of a monic quartic without its leading 1, or `None` where
-/// they cannot be had to [`FACTOR_TOLERANCE`].
+/// `(p, q)` of the two factors `y² + p·y + q` of a monic quartic without its leading 1, or `None`
+/// where they cannot be had to [`FACTOR_TOLERANCE`].
 fn quadratics(monic: [f64; 4]) -> Option<[(f64, f64); 2]> {
     if monic.iter().any(|c| !c.is_finite()) {
         return None;
@@ -131,9 +134,9 @@ fn pair_up(
     <[(f64, f64); 2]>::try_from(pairs).ok()
 }
 
-/// Largest error of a coefficient of the product, relative to the sum of its absolute terms, with each
-/// `|p|` counted as at least `2√|q|`, twice the geometric mean of the two roots: a coefficient that
-/// vanishes because its terms cancel, or because `p` does, is not held to a relative error.
+/// Largest error of a coefficient of the product, relative to the sum of its absolute terms, with
+/// each `|p|` counted as at least `2√|q|`, twice the geometric mean of the two roots: a coefficient
+/// that vanishes because its terms cancel, or because `p` does, is not held to a relative error.
 fn expansion_error(m: [f64; 4], [(p1, q1), (p2, q2)]: [(f64, f64); 2]) -> f64 {
     let sums = [q1 * q2, p1 * q2 + p2 * q1, q1 + q2 + p1 * p2, p1 + p2];
     let size = |p: f64, q: f64| (p.abs().max(2.0 * q.abs().sqrt()), q.abs());
@@ -212,8 +215,8 @@ mod tests {
     use crate::coefficients::presets;
     use proptest::prelude::*;
 
-    /// Largest error of the factored form on `[0, 1.2]`, relative to the sum of the monomials' absolute
-    /// values: what a backward-stable evaluation is judged by.
+    /// Largest error of the factored form on `[0, 1.2]`, relative to the sum of the monomials'
+    /// absolute values: what a backward-stable evaluation is judged by.
     fn worst_error(row: &[f64]) -> f64 {
         let p = OddPolynomial::new(row).unwrap();
         let f = p.nonic_factors().unwrap_or_else(|e| panic!("{row:?}: {e}"));
@@ -257,11 +260,12 @@ mod tests {
         for name in ["nonic3_band25", "nonic3_band12"] {
             let schedule = presets::preset(name).unwrap();
             for p in schedule.polynomials() {
-                // Measured 3e-16 to 7e-16 (a dozen roundings); 20 leaves room for another FMA choice.
+                // Measured 3e-16 to 7e-16 (a dozen roundings); 20 leaves room for another FMA
+                // choice.
                 let error = worst_error(p.coefficients());
                 assert!(error < 20.0 * f64::EPSILON, "{:?}: {error:e}", p.coefficients());
-                // Both factors positive where singular values live: neither amplifies rounding of the
-                // other by cancellation.
+                // Both factors positive where singular values live: neither amplifies rounding of
+                // the other by cancellation.
                 let f = p.nonic_factors().unwrap();
                 for i in 0..=1000 {
                     let y = (f64::from(i) * 1e-3).powi(2);
@@ -289,8 +293,8 @@ mod tests {
     }
 
     proptest! {
-        /// Any quartic with coefficients in a range factors to the stated accuracy or is refused; the
-        /// result is never NaN.
+        /// Any quartic with coefficients in a range factors to the stated accuracy or is refused;
+        /// the result is never NaN.
         #[test]
         fn factors_are_accurate_or_refused(
             c in proptest::array::uniform5(-700.0f64..700.0), tiny in -12i32..1,

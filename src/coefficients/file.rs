@@ -51,7 +51,7 @@ impl CoefficientSchedule {
     /// | key | value |
     /// |---|---|
     /// | `name` | not empty |
-    /// | `coefficients` | one list of 2, 3 or 5 finite numbers (lowest degree first) per iteration |
+    /// | `coefficients` | a list of 2, 3 or 5 finite numbers (lowest degree first) per iteration |
     /// | `normalization` | `"frobenius"` or `"aol"` |
     /// | `safety` | ≥ 1, the divisor of the Frobenius norm; 1 if absent; not with `"aol"` |
     /// | `tail` | `"exact"` (if absent) or `"repeat_last"` |

@@ -1,4 +1,5 @@
-//! One odd polynomial of degree 3, 5 or 9: evaluation, derivative, and the exact image of an interval.
+//! One odd polynomial of degree 3, 5 or 9: evaluation, derivative, and the exact image of an
+//! interval.
 
 use super::roots;
 use crate::error::{Error, Result};
@@ -66,12 +67,13 @@ impl OddPolynomial {
         self.coefficients[0]
     }
 
-    /// `(min, max)` of `p` over the interval between `lo` and `hi`, exact up to rounding of `p` itself.
+    /// `(min, max)` of `p` over the interval between `lo` and `hi`, exact up to rounding of `p`
+    /// itself.
     ///
-    /// Extrema are at the ends or at roots of `p'`, which is a polynomial in `y = x²`; all its roots in
-    /// the interval are isolated, none is sampled for. The image of an interval under a continuous map
-    /// is an interval, so images compose exactly. An end that is not finite, or
-    /// so large that `p` is not a number there, gives `(−∞, ∞)`.
+    /// Extrema are at the ends or at roots of `p'`, which is a polynomial in `y = x²`; all its
+    /// roots in the interval are isolated, none is sampled for. The image of an interval under a
+    /// continuous map is an interval, so images compose exactly. An end that is not finite, or so
+    /// large that `p` is not a number there, gives `(−∞, ∞)`.
     #[must_use]
     pub fn image(&self, lo: f64, hi: f64) -> (f64, f64) {
         if !(lo.is_finite() && hi.is_finite()) {
@@ -181,7 +183,8 @@ mod tests {
     }
 
     proptest! {
-        /// The image holds every value and both its ends are taken (to the curvature of a 1e-4 grid).
+        /// The image holds every value and both its ends are taken (to the curvature of a 1e-4
+        /// grid).
         #[test]
         fn image_is_the_range_on_a_fine_grid(
             p in any_polynomial(), a in -1.2f64..1.2, b in -1.2f64..1.2,
@@ -195,8 +198,9 @@ mod tests {
                 seen_min = seen_min.min(v);
                 seen_max = seen_max.max(v);
             }
-            // Values reach 5·20·1.2⁹ = 516, roundings 1e-13; between grid points (h = 1.2e-4) a value
-            // exceeds both neighbours by at most h²/8·|p''| with |p''| ≤ 20·Σ k(k−1)·1.2^(k−2) = 9e3.
+            // Values reach 5·20·1.2⁹ = 516, roundings 1e-13; between grid points (h = 1.2e-4) a
+            // value exceeds both neighbours by at most h²/8·|p''| with |p''| ≤ 20·Σ
+            // k(k−1)·1.2^(k−2) = 9e3.
             prop_assert!(seen_min >= min - 1e-11 && seen_max <= max + 1e-11);
             prop_assert!(seen_min <= min + 2e-5 && seen_max >= max - 2e-5);
         }

@@ -1,5 +1,5 @@
-//! What a schedule can tell about itself: slope, band, safe sigma, lift threshold and GEMM cost, and
-//! whether its normalisation keeps it inside the range it is safe on.
+//! What a schedule can tell about itself: slope, band, safe sigma, lift threshold and GEMM cost,
+//! and whether its normalisation keeps it inside the range it is safe on.
 //!
 //! The image of an interval under a continuous map is an interval, so the image of `[lo, hi]` under
 //! `p_T∘…∘p_1` is had by mapping the interval through one polynomial after the other
@@ -9,18 +9,19 @@ use super::{CoefficientSchedule, Normalization, presets};
 use crate::error::{Error, Result};
 use crate::recipe::{Method, Op, Recipe};
 
-/// Largest output a safe schedule may have: singular values of a useful result are near 1, and every
-/// published set that diverges passes 1.5 on its way.
+/// Largest output a safe schedule may have: singular values of a useful result are near 1, and
+/// every published set that diverges passes 1.5 on its way.
 pub const SAFE_IMAGE: f64 = 1.5;
 
-/// The safety a preset is run with where rounding can carry it past its own safe sigma: the factor of
-/// the Polar Express paper (arXiv 2505.16932), more than the (1 + 2⁻⁸)² = 1.0078 bf16 asks for.
+/// The safety a preset is run with where rounding can carry it past its own safe sigma: the factor
+/// of the Polar Express paper (arXiv 2505.16932), more than the (1 + 2⁻⁸)² = 1.0078 bf16 asks for.
 pub const PRESET_SAFETY: f64 = 1.01;
 
 /// The output a singular value has to reach to count as lifted (tables of NUMERICS.md).
 pub const LIFTED: f64 = 0.7;
 
-/// Matrix products of one orthogonalization in n³ FLOPs, n the short side, a multiply-add being two.
+/// Matrix products of one orthogonalization in n³ FLOPs, n the short side, a multiply-add being
+/// two.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GemmCost {
     /// With symmetric products formed in full.
@@ -57,7 +58,8 @@ impl CoefficientSchedule {
         self.polynomials().iter().map(super::OddPolynomial::slope).product()
     }
 
-    /// `(min, max)` of the composition over the interval between `lo` and `hi`, exact up to rounding.
+    /// `(min, max)` of the composition over the interval between `lo` and `hi`, exact up to
+    /// rounding.
     #[must_use]
     pub fn image(&self, lo: f64, hi: f64) -> (f64, f64) {
         self.polynomials().iter().fold((lo, hi), |(lo, hi), p| p.image(lo, hi))
@@ -65,8 +67,8 @@ impl CoefficientSchedule {
 
     /// Largest `s` with no sign change on `(0, s]` and an image of at most [`SAFE_IMAGE`].
     ///
-    /// The image of `[0, s]` grows with `s`, so bisection finds the end to the last bit. Zero if the
-    /// composition falls at 0, infinite if it stays inside for every `s` up to 2⁶⁴.
+    /// The image of `[0, s]` grows with `s`, so bisection finds the end to the last bit. Zero if
+    /// the composition falls at 0, infinite if it stays inside for every `s` up to 2⁶⁴.
     #[must_use]
     pub fn safe_sigma(&self) -> f64 {
         largest(|s| {
@@ -92,16 +94,19 @@ impl CoefficientSchedule {
         if stays(1.0) { Some(bisect(0.0, 1.0, |s| !stays(s)).1) } else { None }
     }
 
-    /// FLOPs of the matrix products in n³, for a matrix whose long side is `aspect` times the short one.
+    /// FLOPs of the matrix products in n³, for a matrix whose long side is `aspect` times the short
+    /// one.
     ///
-    /// `3α + 1`, `3α` and `3α + 2` for one standard iteration of degree 5, 3 and 9 (symmetric counting).
+    /// `3α + 1`, `3α` and `3α + 2` for one standard iteration of degree 5, 3 and 9 (symmetric
+    /// counting).
     ///
     /// # Errors
     /// An aspect ratio below 1 or not finite, or a method that [`Recipe::new`] refuses.
     pub fn gemm_cost(&self, method: &Method, aspect: f64) -> Result<GemmCost> {
         if !(aspect.is_finite() && aspect >= 1.0) {
             return Err(Error::invalid_config(format!(
-                "the aspect ratio (long side over short side) must be finite and at least 1, found `{aspect}`"
+                "the aspect ratio (long side over short side) must be finite and at least 1, found \
+                 `{aspect}`"
             )));
         }
         let recipe = Recipe::new(self, method)?;
@@ -141,9 +146,9 @@ impl CoefficientSchedule {
 
     /// Checks that the normalisation keeps every singular value inside `(0, safe_sigma]`.
     ///
-    /// Dividing by `s·‖X‖_F` guarantees `σ₁ ≤ (1 + u)²/s` after two roundings with `unit_roundoff` u (the
-    /// normalised iterate is rounded when it is stored, and so is the factor); AOL guarantees
-    /// `σ₁ ≤ (1 + u)²` only: orthogonal rows keep `σ₁ = 1`.
+    /// Dividing by `s·‖X‖_F` guarantees `σ₁ ≤ (1 + u)²/s` after two roundings with `unit_roundoff`
+    /// u (the normalised iterate is rounded when it is stored, and so is the factor); AOL
+    /// guarantees `σ₁ ≤ (1 + u)²` only: orthogonal rows keep `σ₁ = 1`.
     ///
     /// # Errors
     /// A safe sigma below the guarantee, with both numbers and the safety that would do; a
@@ -171,8 +176,8 @@ impl CoefficientSchedule {
         };
         Err(Error::invalid_config(format!(
             "coefficient schedule `{}` is safe up to a singular value of {safe:.4} only (above, it \
-             changes sign or exceeds {SAFE_IMAGE}), but {what} at unit roundoff {unit_roundoff:.2e} \
-             guarantees {guaranteed:.4} at most; {remedy}",
+             changes sign or exceeds {SAFE_IMAGE}), but {what} at unit roundoff \
+             {unit_roundoff:.2e} guarantees {guaranteed:.4} at most; {remedy}",
             self.name()
         )))
     }
@@ -180,8 +185,8 @@ impl CoefficientSchedule {
     /// The schedule to run at that `unit_roundoff`, and the safety it was given, if any.
     ///
     /// A safe schedule is returned as it is. A preset that falls short (the minimax families end at
-    /// exactly 1, and 16 bit can round above it) is returned with [`PRESET_SAFETY`]; the caller names it
-    /// in its plan. A schedule of the user's own is never changed.
+    /// exactly 1, and 16 bit can round above it) is returned with [`PRESET_SAFETY`]; the caller
+    /// names it in its plan. A schedule of the user's own is never changed.
     ///
     /// # Errors
     /// See [`CoefficientSchedule::check_safe`]: a schedule of the user's own that falls short, or a

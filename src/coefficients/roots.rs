@@ -5,13 +5,13 @@ pub(super) fn eval(c: &[f64], y: f64) -> f64 {
     c.iter().rev().copied().reduce(|acc, c| acc * y + c).unwrap_or(0.0)
 }
 
-/// Every point of `[lo, hi]` where the polynomial with coefficients `c` (lowest degree first) changes
-/// sign or is zero, in ascending order.
+/// Every point of `[lo, hi]` where the polynomial with coefficients `c` (lowest degree first)
+/// changes sign or is zero, in ascending order.
 ///
 /// Between neighbouring roots of its derivative a polynomial is monotone, so one sign test a piece
-/// finds every root; the roots of the derivative come from the same rule, down to degree 1. A double
-/// root may be found or not: at rounding level it is not decidable, and no caller depends on it (a
-/// double root of `p'` is no extremum of `p`).
+/// finds every root; the roots of the derivative come from the same rule, down to degree 1. A
+/// double root may be found or not: at rounding level it is not decidable, and no caller depends on
+/// it (a double root of `p'` is no extremum of `p`).
 pub(super) fn in_interval(c: &[f64], lo: f64, hi: f64) -> Vec<f64> {
     let used = c.iter().rposition(|&c| c != 0.0).map_or(0, |last| last + 1);
     let c = &c[..used];
@@ -69,8 +69,8 @@ fn bracketed(c: &[f64], mut a: f64, mut b: f64, rising: bool) -> f64 {
         }
         let next = x - f / slope;
         let step = (next - x).abs();
-        // Newton converges in a handful of steps or not at all; every fourth step halves, so that the
-        // bracket cannot creep in from one end.
+        // Newton converges in a handful of steps or not at all; every fourth step halves, so that
+        // the bracket cannot creep in from one end.
         newton_steps += 1;
         x = if newton_steps % 4 != 0 && a < next && next < b { next } else { 0.5 * (a + b) };
         if step <= f64::EPSILON * x.abs() && a < next && next < b {
@@ -86,8 +86,8 @@ mod tests {
 
     #[test]
     fn finds_every_root_inside_and_none_outside() {
-        // (y - 1e-6)(y - 0.25)(y - 0.5)(y - 3): expanded, so its own coefficients carry rounding; the
-        // smallest root is then exact to about eps · (largest term)/(slope·root) = 1e-16/1e-6.
+        // (y - 1e-6)(y - 0.25)(y - 0.5)(y - 3): expanded, so its own coefficients carry rounding;
+        // the smallest root is then exact to about eps · (largest term)/(slope·root) = 1e-16/1e-6.
         let roots = [1e-6, 0.25, 0.5, 3.0];
         let mut c = vec![1.0];
         for r in roots {

@@ -1,4 +1,5 @@
-//! A coefficient schedule: one odd polynomial per iteration, with its normalisation, tail rule and source.
+//! A coefficient schedule: one odd polynomial per iteration, with its normalisation, tail rule and
+//! source.
 
 use super::{OddPolynomial, Provenance};
 use crate::error::{Error, Result};
@@ -62,7 +63,8 @@ impl CoefficientSchedule {
             && !(safety.is_finite() && safety >= 1.0)
         {
             return Err(Error::invalid_config(format!(
-                "coefficient schedule `{name}`: safety must be finite and at least 1, found `{safety}`"
+                "coefficient schedule `{name}`: safety must be finite and at least 1, found \
+                 `{safety}`"
             )));
         }
         Ok(Self { name, polynomials, normalization, tail, source: source.into(), provenance: None })
@@ -142,9 +144,9 @@ impl CoefficientSchedule {
         }
         if self.tail == Tail::Exact && iterations != self.polynomials.len() {
             return Err(Error::invalid_config(format!(
-                "coefficient schedule `{}` has exactly {} iterations (its polynomials were made for each \
-                 other), found a request for `{iterations}`; use `polar_express_raw`, whose tail repeats, \
-                 or generate a schedule of that length",
+                "coefficient schedule `{}` has exactly {} iterations (its polynomials were made \
+                 for each other), found a request for `{iterations}`; use `polar_express_raw`, \
+                 whose tail repeats, or generate a schedule of that length",
                 self.name,
                 self.polynomials.len()
             )));
@@ -159,8 +161,8 @@ impl CoefficientSchedule {
         Ok(out)
     }
 
-    /// Every polynomial but the last for an input `s` times larger: `(a/s, b/s³, c/s⁵)`, the rule of
-    /// the Polar Express paper, which leaves room for rounding in every iteration.
+    /// Every polynomial but the last for an input `s` times larger: `(a/s, b/s³, c/s⁵)`, the rule
+    /// of the Polar Express paper, which leaves room for rounding in every iteration.
     ///
     /// A schedule of one polynomial has that one guarded. Choose the number of iterations first: a
     /// repeated last polynomial is guarded where it is not the last.
@@ -169,7 +171,8 @@ impl CoefficientSchedule {
     /// A safety that is not finite or below 1.
     ///
     /// # Sources
-    /// arXiv 2505.16932, listing of the authors: `(a/1.01, b/1.01³, c/1.01⁵)` for all but the last row.
+    /// arXiv 2505.16932, listing of the authors: `(a/1.01, b/1.01³, c/1.01⁵)` for all but the last
+    /// row.
     pub fn with_safety(&self, s: f64) -> Result<Self> {
         if !(s.is_finite() && s >= 1.0) {
             return Err(Error::invalid_config(format!(

@@ -25,7 +25,8 @@ const MIN_BAND: f64 = 1e-9;
 #[serde(tag = "method", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Generator {
-    /// Each polynomial is the minimax one for the interval the previous ones leave; see [`compose`].
+    /// Each polynomial is the minimax one for the interval the previous ones leave; see
+    /// [`compose`].
     Composition {
         /// Degree of each polynomial, first to last.
         degrees: Vec<usize>,
@@ -104,11 +105,12 @@ impl Generator {
         let polynomials = self.polynomials()?;
         let source = match &self {
             Self::Composition { degrees, lower, cushion, safety } => format!(
-                "generated: greedy minimax composition of degrees {degrees:?} on [{lower}, 1], cushion \
-                 {cushion}, safety {safety}"
+                "generated: greedy minimax composition of degrees {degrees:?} on [{lower}, 1], \
+                 cushion {cushion}, safety {safety}"
             ),
             Self::FinalBand { degrees, band } => format!(
-                "generated: greedy minimax composition of degrees {degrees:?}, final band 1 ± {band}"
+                "generated: greedy minimax composition of degrees {degrees:?}, final band 1 ± \
+                 {band}"
             ),
         };
         let schedule =
@@ -129,12 +131,12 @@ impl Generator {
 ///     l ← p(l);  u ← 2 − l
 /// ```
 ///
-/// The maximum on `[l, u]` is `p(u)` at degrees 5 and 9, where the published code has it, and the interior
-/// extremum at degree 3.
+/// The maximum on `[l, u]` is `p(u)` at degrees 5 and 9, where the published code has it, and the
+/// interior extremum at degree 3.
 ///
 /// With degree 5 throughout this is Polar Express as published: `lower` 1e-3, the cushion
-/// [`POLAR_EXPRESS_CUSHION`] and no safety give the paper's table; cushion 0.02 and safety 1.02 over five
-/// polynomials give the set of modded-nanogpt and dion. Without a cushion it is CANS.
+/// [`POLAR_EXPRESS_CUSHION`] and no safety give the paper's table; cushion 0.02 and safety 1.02
+/// over five polynomials give the set of modded-nanogpt and dion. Without a cushion it is CANS.
 ///
 /// # Errors
 /// No degree, more than 32, or one that is not 3, 5 or 9; a lower end outside `(0, 1)`; a cushion
@@ -196,15 +198,16 @@ pub struct BandComposition {
 
 /// The greedy composition whose image of `[lower, 1]` is `[1 − band, 1 + band]`, and that `lower`.
 ///
-/// From the back: the last polynomial is the minimax one for the interval `[1 − E, 1 + E]` whose error is
-/// `band` (bisection on the ratio of the ends), the one before it has the error `E`, and so on; the first
-/// is scaled to `[lower, 1]`. Compositions for the same band are therefore nested: one more
-/// polynomial in front changes only the one that was first. Of all compositions of these degrees and this
-/// band it has the largest slope (arXiv 2505.16932, theorem 3.1).
+/// From the back: the last polynomial is the minimax one for the interval `[1 − E, 1 + E]` whose
+/// error is `band` (bisection on the ratio of the ends), the one before it has the error `E`, and
+/// so on; the first is scaled to `[lower, 1]`. Compositions for the same band are therefore nested:
+/// one more polynomial in front changes only the one that was first. No composition of these
+/// degrees maps a wider interval `[l, 1]` into the band: the greedy one is optimal (arXiv
+/// 2505.16932).
 ///
 /// # Errors
-/// No degree, more than 32, or one that is not 3, 5 or 9; a band outside `[1e-9, 1)`; a band so small
-/// or a composition so long that the first interval would begin below 1e-12.
+/// No degree, more than 32, or one that is not 3, 5 or 9; a band outside `[1e-9, 1)`; a band so
+/// small or a composition so long that the first interval would begin below 1e-12.
 pub fn for_band(degrees: &[usize], band: f64) -> Result<BandComposition> {
     check_degrees(degrees)?;
     if !(MIN_BAND..1.0).contains(&band) {

@@ -12,11 +12,13 @@ pub struct Minimax {
     pub error: f64,
 }
 
-/// Smallest ratio of the ends: below, an odd polynomial of these degrees is useless (error 1 − 1e-11).
+/// Smallest ratio of the ends: below, an odd polynomial of these degrees is useless (error 1 −
+/// 1e-11).
 const MIN_RATIO: f64 = 1e-12;
 
-/// The ratio of the ends above which degree 5 is the Taylor polynomial at `u`: the rule of the released
-/// Polar Express code, `1 − 5e-6 ≤ l/u`. Other degrees are cut where their error is as small.
+/// The ratio of the ends above which degree 5 is the Taylor polynomial at `u`: the rule of the
+/// released Polar Express code, `1 − 5e-6 ≤ l/u`. Other degrees are cut where their error is as
+/// small.
 const TAYLOR_GAP: f64 = 5e-6;
 
 /// Error at which an exchange that rounding has stopped is accepted: of the size of the rounding.
@@ -25,8 +27,8 @@ const NOISE: f64 = 1e-12;
 /// The odd polynomial of degree 3, 5 or 9 closest to 1 on `[lower, upper]`, and its error.
 ///
 /// # Errors
-/// Another degree; ends that are not finite, not positive or not in order, or a ratio below 1e-12; an
-/// exchange that does not converge.
+/// Another degree; ends that are not finite, not positive or not in order, or a ratio below 1e-12;
+/// an exchange that does not converge.
 pub fn minimax(degree: usize, lower: f64, upper: f64) -> Result<Minimax> {
     if !matches!(degree, 3 | 5 | 9) {
         return Err(Error::invalid_config(format!(
@@ -37,13 +39,14 @@ pub fn minimax(degree: usize, lower: f64, upper: f64) -> Result<Minimax> {
     Ok(Minimax { polynomial: OddPolynomial::new(&coefficients)?, error })
 }
 
-/// The odd coefficients (lowest degree first) of the minimax polynomial of any odd degree from 3 to 17,
-/// and its error.
+/// The odd coefficients (lowest degree first) of the minimax polynomial of any odd degree from 3 to
+/// 17, and its error.
 ///
 /// The polynomial with `k` coefficients equioscillates: at `k + 1` points `l = x₀ < … < x_k = u`,
-/// `p(x_j) = 1 − (−1)^j·E`. Solving for given points and moving the inner ones to the extrema of the result
-/// converges quadratically: `p − 1` has `k` zeros between the points, so all `k − 1` roots of
-/// `p'` lie between them, and none has to be searched for elsewhere. Cubics have the closed form
+/// `p(x_j) = 1 − (−1)^j·E`. Solving for given points and moving the inner ones to the extrema of
+/// the result converges quadratically: `p − 1` has `k` zeros between the points, so all `k − 1`
+/// roots of `p'` lie between them, and none has to be searched for elsewhere. Cubics have the
+/// closed form
 ///
 /// ```text
 /// α = √(3/(u² + lu + l²)),  β = 4/(2 + lu(l + u)α³),  p(x) = β·(3αx − α³x³)/2,  E = β − 1
@@ -53,7 +56,7 @@ pub fn minimax(degree: usize, lower: f64, upper: f64) -> Result<Minimax> {
 /// See [`minimax`], with any odd degree from 3 to 17.
 ///
 /// # Sources
-/// arXiv 2505.16932, theorem 3.3 and `optimal_quintic`; the cubic in arXiv 2506.10935, proposition 2.
+/// arXiv 2505.16932, `optimal_quintic` of the authors' code; the cubic also in arXiv 2506.10935.
 pub fn minimax_coefficients(degree: usize, lower: f64, upper: f64) -> Result<(Vec<f64>, f64)> {
     if degree.is_multiple_of(2) || !(3..=17).contains(&degree) {
         return Err(Error::invalid_config(format!(
@@ -62,8 +65,8 @@ pub fn minimax_coefficients(degree: usize, lower: f64, upper: f64) -> Result<(Ve
     }
     if !(lower > 0.0 && lower <= upper && upper.is_finite()) || lower / upper < MIN_RATIO {
         return Err(Error::invalid_config(format!(
-            "the ends of the interval must be positive, finite, in order and not more than a factor \
-             1e12 apart, found [{lower}, {upper}]"
+            "the ends of the interval must be positive, finite, in order and not more than a \
+             factor 1e12 apart, found [{lower}, {upper}]"
         )));
     }
     let terms = degree.div_ceil(2);
@@ -84,7 +87,8 @@ pub(super) fn ratio_for_error(degree: usize, error: f64) -> Result<f64> {
     let (mut lo, mut hi) = (MIN_RATIO, 1.0);
     if minimax_coefficients(degree, lo, 1.0)?.1 < error {
         return Err(Error::invalid_config(format!(
-            "the composition would begin below {MIN_RATIO}; take fewer polynomials or a wider final band"
+            "the composition would begin below {MIN_RATIO}; take fewer polynomials or a wider \
+             final band"
         )));
     }
     loop {
@@ -140,7 +144,8 @@ fn unit_minimax(terms: usize, l: f64) -> Result<(Vec<f64>, f64)> {
         let error = 1.0 - roots::eval(&coefficients, l * l) * l;
         return Ok((coefficients, error.abs()));
     }
-    // Extrema of the Chebyshev polynomial on [l, 1]; the start of the published code, at any degree.
+    // Extrema of the Chebyshev polynomial on [l, 1]; the start of the published code, at any
+    // degree.
     let mut nodes: Vec<f64> = (0..=terms)
         .map(|j| {
             let angle = std::f64::consts::PI * exact(j) / count;
@@ -154,8 +159,8 @@ fn unit_minimax(terms: usize, l: f64) -> Result<(Vec<f64>, f64)> {
         let Some((coefficients, error)) = levelled(&nodes) else { break };
         let inner = extrema(&coefficients, l);
         let change = last.as_ref().map_or(f64::INFINITY, |(_, e)| (e - error).abs());
-        // Converged, or as far as rounding lets it: quadratic convergence halts where the change stops
-        // shrinking.
+        // Converged, or as far as rounding lets it: quadratic convergence halts where the change
+        // stops shrinking.
         let settled = change <= 1e-15 || (round > 3 && change >= last_change && change < NOISE);
         if settled && inner.len() + 2 == nodes.len() {
             return Ok((coefficients, error));
@@ -234,7 +239,8 @@ mod tests {
             let x = (found[0] / (-3.0 * found[1])).sqrt();
             let (exchanged, level) = levelled(&[l, x, u]).unwrap();
             for (a, b) in found.iter().zip(&exchanged) {
-                // A 3 × 3 system on three points a distance (u − l)/2 apart: rounding over that distance.
+                // A 3 × 3 system on three points a distance (u − l)/2 apart: rounding over that
+                // distance.
                 let tolerance = 1e-14 * a.abs().max(1.0) / ((u - l) / u).min(1.0);
                 assert!((a - b).abs() <= tolerance, "[{l}, {u}]: {found:?} {exchanged:?}");
             }

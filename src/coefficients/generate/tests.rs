@@ -13,9 +13,9 @@ fn assert_rows(what: &str, found: &[OddPolynomial], printed: &[&[f64]], digits: 
     for (i, (p, row)) in found.iter().zip(printed).enumerate() {
         assert_eq!(p.coefficients().len(), row.len(), "{what}, row {i}");
         for (found, &printed) in p.coefficients().iter().zip(*row) {
-            // A whole unit of the last digit, not half: the list comes from a bisection in f64 that ended
-            // 2e-10 off (4.310621915158016 and 8.253385896042943 in 45 digits are printed 4.31062191
-            // and 8.25338589).
+            // A whole unit of the last digit, not half: the list comes from a bisection in f64 that
+            // ended 2e-10 off (4.310621915158016 and 8.253385896042943 in 45 digits are printed
+            // 4.31062191 and 8.25338589).
             let tolerance = 2.0 * half_unit(printed, digits);
             assert!(
                 (found - printed).abs() <= tolerance,
@@ -35,10 +35,11 @@ fn the_polar_express_table() {
     let found = compose(&[5; 8], 1e-3, POLAR_EXPRESS_CUSHION, 1.0).unwrap();
     let published = preset("polar_express_raw").unwrap();
     for (i, (p, q)) in found.iter().zip(published.polynomials()).enumerate() {
-        // Rows 1 to 6 are as well determined as f64 (measured 1.1e-14, coefficients up to 24). On the
-        // seventh interval, 1 ± 1.2e-3, three nearly equal monomials fit 1 to 6e-11: their coefficients
-        // are determined to rounding/width² = 1e-16/1.4e-6 (measured 3.5e-11). The published eighth row is
-        // the Taylor limit at 1, ours at the upper end 1 + 6e-10 (measured 3.9e-9).
+        // Rows 1 to 6 are as well determined as f64 (measured 1.1e-14, coefficients up to 24). On
+        // the seventh interval, 1 ± 1.2e-3, three nearly equal monomials fit 1 to 6e-11: their
+        // coefficients are determined to rounding/width² = 1e-16/1.4e-6 (measured 3.5e-11). The
+        // published eighth row is the Taylor limit at 1, ours at the upper end 1 + 6e-10 (measured
+        // 3.9e-9).
         let tolerance = match i {
             0..6 => 1e-13,
             6 => 1e-10,
@@ -65,7 +66,8 @@ fn the_five_row_set_with_the_safety_inside_the_recursion() {
 
 #[test]
 fn the_set_timm_ships_is_the_released_code_at_safety_1_01() {
-    // timm/optim/muon.py "polar_express", eight rows; the last is the recursion's own, not Taylor's.
+    // timm/optim/muon.py "polar_express", eight rows; the last is the recursion's own, not
+    // Taylor's.
     let printed: [[f64; 3]; 6] = [
         [8.237312490495555, -23.157747414558198, 16.680568411445915],
         [4.082441999064835, -2.893047735332586, 0.5252849256975648],
@@ -183,7 +185,8 @@ fn the_degree_nine_presets_come_from_their_final_band() {
         // The same from the front, and the exact image is the band.
         let forward = compose(&[9; 3], found.lower, 0.0, 1.0).unwrap();
         for (p, q) in forward.iter().zip(&found.polynomials) {
-            // Coefficients up to 627; the lower end's rounding enters with the slope of the ends, 1e3.
+            // Coefficients up to 627; the lower end's rounding enters with the slope of the ends,
+            // 1e3.
             assert!(worst_difference(p, q) < 1e-9, "{name}: {:e}", worst_difference(p, q));
         }
         let ((min, max), error) = image_and_rounding(&found.polynomials, found.lower);
@@ -196,8 +199,8 @@ fn image(polynomials: &[OddPolynomial], lo: f64, hi: f64) -> (f64, f64) {
     polynomials.iter().fold((lo, hi), |(lo, hi), p| p.image(lo, hi))
 }
 
-/// The image of `[lower, 1]` and a bound on its rounding: each polynomial adds that of its own terms and
-/// multiplies what came in by its slope at the ends (hundreds at degree 9).
+/// The image of `[lower, 1]` and a bound on its rounding: each polynomial adds that of its own
+/// terms and multiplies what came in by its slope at the ends (hundreds at degree 9).
 fn image_and_rounding(polynomials: &[OddPolynomial], lower: f64) -> ((f64, f64), f64) {
     let (mut lo, mut hi, mut error) = (lower, 1.0, 0.0f64);
     for p in polynomials {
@@ -211,8 +214,8 @@ fn image_and_rounding(polynomials: &[OddPolynomial], lower: f64) -> ((f64, f64),
 
 #[test]
 fn a_band_of_a_quarter_is_what_45_digit_arithmetic_gives() {
-    // Python's decimal module at 45 digits: Remez exchange with Newton's method for the extrema, secant
-    // for the ratio of the ends; rounded to 15 digits.
+    // Python's decimal module at 45 digits: Remez exchange with Newton's method for the extrema,
+    // secant for the ratio of the ends; rounded to 15 digits.
     let exact: [[f64; 5]; 3] = [
         [
             14.9589885155742,
@@ -237,7 +240,8 @@ fn a_band_of_a_quarter_is_what_45_digit_arithmetic_gives() {
         ],
     ];
     let found = for_band(&[9; 3], 0.25).unwrap();
-    // Relative; measured 1.2e-14 at worst, the condition of a 6 × 6 solve with entries from 1e-3 to 1.
+    // Relative; measured 1.2e-14 at worst, the condition of a 6 × 6 solve with entries from 1e-3 to
+    // 1.
     assert!((found.lower / 0.001_842_244_125_694_263 - 1.0).abs() < 1e-12, "{}", found.lower);
     for (p, row) in found.polynomials.iter().zip(exact) {
         for (found, exact) in p.coefficients().iter().zip(row) {
@@ -250,8 +254,8 @@ fn a_band_of_a_quarter_is_what_45_digit_arithmetic_gives() {
 fn compositions_for_one_band_are_nested() {
     let long = for_band(&[3, 9, 5, 9], 0.2).unwrap();
     let short = for_band(&[5, 9], 0.2).unwrap();
-    // The last polynomial is the same to the bit; the one that was first is stretched from [l, 1] to
-    // [l·u, u] by the one put in front.
+    // The last polynomial is the same to the bit; the one that was first is stretched from [l, 1]
+    // to [l·u, u] by the one put in front.
     assert_eq!(long.polynomials[3], short.polynomials[1]);
     let upper = long.polynomials[0].image(long.lower, 1.0).1;
     let upper = long.polynomials[1].image(2.0 - upper, upper).1;
@@ -336,14 +340,16 @@ fn long_compositions_settle_at_one() {
     for degrees in [vec![5; 32], vec![9; 20], vec![3; 32], vec![3, 5, 9, 3, 5, 9, 3, 5, 9]] {
         let found = compose(&degrees, 1e-3, 0.02, 1.0).unwrap();
         let (min, max) = image(&found, 1e-3, 1.0);
-        // Past convergence every polynomial adds a rounding of size 1e-16 times its terms (below 4).
+        // Past convergence every polynomial adds a rounding of size 1e-16 times its terms (below
+        // 4).
         assert!((min - 1.0).abs() < 1e-11 && (max - 1.0).abs() < 1e-11, "{degrees:?} {min} {max}");
     }
 }
 
 proptest! {
-    /// A polynomial whose error is `±E` with alternating sign at one point more than it has coefficients
-    /// is the best one (de la Vallée-Poussin): checked from outside, by the exact image.
+    /// A polynomial whose error is `±E` with alternating sign at one point more than it has
+    /// coefficients is the best one (de la Vallée-Poussin): checked from outside, by the exact
+    /// image.
     #[test]
     fn minimax_polynomials_equioscillate(
         half in 1usize..9, log_ratio in -6.0f64..-0.3, upper in 0.2f64..3.0,

@@ -18,8 +18,8 @@ struct Row {
     safe: f64,
 }
 
-/// The survey of published sets (scalar evaluation in f64). Half a unit of the last printed digit is
-/// the tolerance of every figure.
+/// The survey of published sets (scalar evaluation in f64). Half a unit of the last printed digit
+/// is the tolerance of every figure.
 fn survey() -> Vec<Row> {
     let jordan = |n| preset("jordan").unwrap().with_iterations(n).unwrap();
     let guarded = preset("polar_express_raw").unwrap().with_safety(1.01).unwrap();

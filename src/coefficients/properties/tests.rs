@@ -64,7 +64,8 @@ fn lift_thresholds_agree_with_the_survey() {
             }
         }
     }
-    // One iteration more ends above 0.7, but dips below on the way: reached at 4.5e-4, kept from 0.85.
+    // One iteration more ends above 0.7, but dips below on the way: reached at 4.5e-4, kept from
+    // 0.85.
     let six = preset("jordan").unwrap().with_iterations(6).unwrap();
     assert!((six.reach(LIFTED).unwrap() - 4.505e-4).abs() < 1e-6);
     let lift = six.lift_threshold(LIFTED).unwrap();
@@ -144,8 +145,8 @@ fn presets_run_raw_or_with_the_papers_safety() {
         }
         for precision in [Precision::Bf16, Precision::Fp16] {
             let (run, safety) = s.for_precision(precision.unit_roundoff()).unwrap();
-            // The minimax families end at 1 exactly. fp16 asks for 1.00098 only, which cubic5 (1.0035)
-            // has and bf16's 1.0078 it has not.
+            // The minimax families end at 1 exactly. fp16 asks for 1.00098 only, which cubic5
+            // (1.0035) has and bf16's 1.0078 it has not.
             let expected = match (name, precision) {
                 ("polar_express_raw" | "cans", _) | ("cubic5", Precision::Bf16) => Some(1.01),
                 _ => None,
@@ -219,8 +220,8 @@ fn gemm_cost_is_the_closed_form_and_the_recipes_count() {
             let name = format!("{} {method} at {aspect}", s.name());
             // Sums of small multiples of the aspect ratio: exact.
             assert_eq!(cost.symmetric, alpha * aspect + constant, "{name}");
-            // Against the recipe's own count at n = 1000, where a triangle has n(n + 1)/2 entries: up to
-            // 1e-3 above.
+            // Against the recipe's own count at n = 1000, where a triangle has n(n + 1)/2 entries:
+            // up to 1e-3 above.
             let recipe = Recipe::new(&s, &method).unwrap();
             let flops = recipe.flops(MatrixShape { rows: 1000, cols: long });
             assert_eq!(cost.full, flops.full as f64 / 1e9, "{name}");
