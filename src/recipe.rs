@@ -183,12 +183,12 @@ impl Builder {
     }
 
     /// `r(R)` of one polynomial; the caller releases `s` unless it is `r`.
-    fn step_factor(&mut self, p: &OddPolynomial, r: Small) -> StepFactor {
-        match *p.coefficients() {
+    fn step_factor(&mut self, p: &OddPolynomial, r: Small) -> Result<StepFactor> {
+        Ok(match *p.coefficients() {
             [a, b] => StepFactor { alpha: b, s: r, g: a },
             [a, b, c] => StepFactor { alpha: 1.0, s: self.symmetric(c, r, r, b, r), g: a },
             _ => {
-                let f = p.nonic_factors();
+                let f = p.nonic_factors()?;
                 // R² is stored once and both quadratics are combined from it: one rounding more than
                 // forming them inside the product, and every step is a plain GEMM or an axpy.
                 let r2 = self.symmetric(1.0, r, r, 0.0, r);
@@ -204,7 +204,7 @@ impl Builder {
                 self.release(w);
                 StepFactor { alpha: 1.0, s, g: f.a1 * f.a2 }
             }
-        }
+        })
     }
 }
 
@@ -212,7 +212,8 @@ impl Recipe {
     /// The operations for that schedule and method.
     ///
     /// # Errors
-    /// Gram groups that are zero or do not add up to the number of iterations.
+    /// Gram groups that are zero or do not add up to the number of iterations, or a degree-9 polynomial
+    /// without a factored form (see [`OddPolynomial::nonic_factors`]).
     pub fn new(schedule: &CoefficientSchedule, method: &Method) -> Result<Self> {
         let polynomials = schedule.polynomials();
         let ones;
@@ -244,7 +245,7 @@ impl Recipe {
             // round every other entry to the unit_roundoff of the large diagonal.
             let mut q: Option<StepFactor> = None;
             for (i, p) in polynomials[next..next + size].iter().enumerate() {
-                let step = b.step_factor(p, r);
+                let step = b.step_factor(p, r)?;
                 let last = i + 1 == size;
                 let r_next = (!last).then(|| {
                     let w = b.symmetric(step.alpha, step.s, r, step.g, r);
