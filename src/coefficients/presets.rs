@@ -54,17 +54,44 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// An unknown name; the message suggests the nearest one.
 pub fn preset(name: &str) -> Result<CoefficientSchedule> {
-    let p = PRESETS
+    PRESETS
         .iter()
         .find(|p| p.name == name)
-        .ok_or_else(|| Error::unknown_name("coefficient schedule", name, names()))?;
-    let polynomials =
-        p.rows.iter().map(|row| OddPolynomial::new(row)).collect::<Result<Vec<_>>>()?;
-    CoefficientSchedule::new(p.name, polynomials, p.normalization, p.tail, p.source)
+        .map(Preset::schedule)
+        .ok_or_else(|| Error::unknown_name("coefficient schedule", name, names()))
 }
 
-/// The default schedule: `polar_express_5`.
-pub(crate) const DEFAULT: &str = "polar_express_5";
+impl Preset {
+    fn schedule(&self) -> CoefficientSchedule {
+        let polynomials = self.rows.iter().map(|row| OddPolynomial::published(row)).collect();
+        CoefficientSchedule::published(
+            self.name,
+            polynomials,
+            self.normalization,
+            self.tail,
+            self.source,
+        )
+    }
+}
+
+/// The schedule a rule has by default: `polar_express_5`.
+pub(crate) fn default_schedule() -> CoefficientSchedule {
+    POLAR_EXPRESS_5.schedule()
+}
+
+const POLAR_EXPRESS_5: Preset = Preset {
+    name: "polar_express_5",
+    rows: &[
+        &[8.156554524902461, -22.48329292557795, 15.878769915207462],
+        &[4.042929935166739, -2.808917465908714, 0.5000178451051316],
+        &[3.8916678022926607, -2.772484153217685, 0.5060648178503393],
+        &[3.285753657755655, -2.3681294933425376, 0.46449024233003106],
+        &[2.3465413258596377, -1.7097828382687081, 0.42323551169305323],
+    ],
+    normalization: Normalization::Frobenius { safety: 1.02 },
+    tail: Tail::Exact,
+    source: "modded-nanogpt train_gpt.py; dion polar_express.py: l=1e-3, T=5, cushion=0.02, safety 0.02 applied inside the recursion",
+};
 
 const PRESETS: &[Preset] = &[
     Preset {
@@ -117,20 +144,7 @@ const PRESETS: &[Preset] = &[
         tail: Tail::RepeatLast,
         source: "arXiv 2505.16932, l=1e-3, cushion 0.02407327424182761; last row repeats",
     },
-    Preset {
-        name: "polar_express_5",
-        rows: &[
-            &[8.156554524902461, -22.48329292557795, 15.878769915207462],
-            &[4.042929935166739, -2.808917465908714, 0.5000178451051316],
-            &[3.8916678022926607, -2.772484153217685, 0.5060648178503393],
-            &[3.285753657755655, -2.3681294933425376, 0.46449024233003106],
-            &[2.3465413258596377, -1.7097828382687081, 0.42323551169305323],
-        ],
-        normalization: Normalization::Frobenius { safety: 1.02 },
-        tail: Tail::Exact,
-        source: "modded-nanogpt train_gpt.py; dion polar_express.py: l=1e-3, T=5, cushion=0.02, \
-                 safety 0.02 applied inside the recursion",
-    },
+    POLAR_EXPRESS_5,
     Preset {
         name: "cans",
         rows: &[

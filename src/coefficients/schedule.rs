@@ -70,6 +70,24 @@ impl CoefficientSchedule {
         Ok(Self { name, polynomials, normalization, tail, source: source.into(), provenance: None })
     }
 
+    /// A preset: the tables are this crate's own, and a test checks them.
+    pub(super) fn published(
+        name: &str,
+        polynomials: Vec<OddPolynomial>,
+        normalization: Normalization,
+        tail: Tail,
+        source: &str,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            polynomials,
+            normalization,
+            tail,
+            source: source.into(),
+            provenance: None,
+        }
+    }
+
     /// The name it is known by in files, plans and checkpoints.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -1,0 +1,382 @@
+//! What a user chooses: rules of parameter groups, and what holds for the whole optimizer.
+
+use crate::coefficients::{CoefficientSchedule, presets};
+use crate::error::{Error, Result};
+use crate::precision::{Dtype, Precision};
+use crate::scale::UpdateScale;
+
+/// How the momentum buffer absorbs a gradient. Buffers of the two modes differ by `1/(1−β)` and are not
+/// interchangeable; checkpoints record the mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum MomentumMode {
+    /// `m ← β·m + (1−β)·g`: PyTorch, KellerJordan/Muon (default).
+    #[default]
+    Ema,
+    /// `m ← β·m + g`: Moonlight, dion, burn.
+    Sum,
+}
+
+/// Whether the direction looks one blend ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Nesterov {
+    /// Direction `(1−β)·g + β·m` (EMA) or `g + β·m` (sum), `m` already updated (default).
+    #[default]
+    On,
+    /// Direction `m`.
+    Off,
+}
+
+/// How weight decay shrinks a parameter; always before the update is added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum WeightDecayMode {
+    /// `param·(1 − lr·weight_decay)`, with the unscaled lr (default).
+    #[default]
+    Decoupled,
+    /// As decoupled, but only where param and orthogonalized update have no opposite signs.
+    Cautious,
+    /// `param·(1 − weight_decay)`: the learning rate plays no part.
+    Independent,
+}
+
+/// What is done to the direction before it becomes the update.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Orthogonalizer {
+    /// Nothing: stochastic gradient descent with momentum.
+    Identity,
+    /// `X / ‖X‖_F`: steepest descent in the Frobenius norm, gradient descent of unit length.
+    Frobenius,
+    /// The exact polar factor by singular value decomposition; the limit every polynomial aims at.
+    ExactSvd,
+    /// Newton–Schulz iterations by a coefficient schedule.
+    Polynomial {
+        /// The polynomials.
+        schedule: CoefficientSchedule,
+        /// How many of them; `None` for as many as the schedule has.
+        iterations: Option<usize>,
+    },
+}
+
+impl Orthogonalizer {
+    /// The polynomial orthogonalizer of a preset.
+    ///
+    /// # Errors
+    /// An unknown preset name; the message suggests the nearest.
+    pub fn preset(name: &str) -> Result<Self> {
+        Ok(Self::Polynomial { schedule: presets::preset(name)?, iterations: None })
+    }
+
+    /// Name in plans, reports and checkpoints.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Identity => "identity".into(),
+            Self::Frobenius => "frobenius".into(),
+            Self::ExactSvd => "exact_svd".into(),
+            Self::Polynomial { schedule, iterations: None } => schedule.name().into(),
+            Self::Polynomial { schedule, iterations: Some(n) } => {
+                format!("{} x {n}", schedule.name())
+            }
+        }
+    }
+}
+
+/// How a plan evaluates the polynomials of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum MethodChoice {
+    /// The cheapest method whose rounding error is near the standard form's; see [`crate::Plan`] (default).
+    #[default]
+    Auto,
+    /// [`Method::Standard`](crate::recipe::Method::Standard).
+    Standard,
+    /// [`Method::Gram`](crate::recipe::Method::Gram) with these groups, whatever its rounding error.
+    Gram(Vec<usize>),
+}
+
+/// Hyper-parameters of a group under the Muon rule.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MuonRule {
+    /// Learning rate, applied to an update of spectral norm ≈ 1 × update scale. Default 0.02 (Jordan).
+    pub lr: f64,
+    /// β, dimensionless, in `[0, 1)`. Default 0.95 (Jordan, PyTorch).
+    pub momentum: f64,
+    /// Default EMA.
+    pub momentum_mode: MomentumMode,
+    /// Default on.
+    pub nesterov: Nesterov,
+    /// Dimensionless, at least 0. Default 0.1 (PyTorch).
+    pub weight_decay: f64,
+    /// Default decoupled.
+    pub weight_decay_mode: WeightDecayMode,
+    /// Default original.
+    pub update_scale: UpdateScale,
+    /// Default the five-row Polar Express schedule of modded-nanogpt and dion.
+    pub orthogonalizer: Orthogonalizer,
+    /// Default automatic.
+    pub method: MethodChoice,
+    /// The guard of the normalisation, `max(‖X‖_F, norm_floor)`. Default the smallest normal f32, so that
+    /// scaling a gradient never changes the update; PyTorch clamps at 1e-7.
+    pub norm_floor: f64,
+}
+
+impl Default for MuonRule {
+    fn default() -> Self {
+        Self {
+            lr: 0.02,
+            momentum: 0.95,
+            momentum_mode: MomentumMode::default(),
+            nesterov: Nesterov::default(),
+            weight_decay: 0.1,
+            weight_decay_mode: WeightDecayMode::default(),
+            update_scale: UpdateScale::default(),
+            orthogonalizer: Orthogonalizer::Polynomial {
+                schedule: presets::default_schedule(),
+                iterations: None,
+            },
+            method: MethodChoice::default(),
+            norm_floor: f64::from(f32::MIN_POSITIVE),
+        }
+    }
+}
+
+/// Hyper-parameters of a group under the AdamW rule: what is not a hidden matrix.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWRule {
+    /// Learning rate. Default 1e-3 (PyTorch).
+    pub lr: f64,
+    /// Decay of the first moment, in `[0, 1)`. Default 0.9.
+    pub beta1: f64,
+    /// Decay of the second moment, in `[0, 1)`. Default 0.999.
+    pub beta2: f64,
+    /// Added to the root of the second moment; positive. Default 1e-8.
+    pub eps: f64,
+    /// Decoupled, dimensionless, at least 0. Default 0.01 (PyTorch).
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWRule {
+    fn default() -> Self {
+        Self { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+/// The rule of a parameter group.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rule {
+    /// Momentum, orthogonalization, scaled update: for hidden matrices. Boxed: a schedule is large.
+    Muon(Box<MuonRule>),
+    /// AdamW: for embeddings, output heads, vectors.
+    AdamW(AdamWRule),
+}
+
+impl From<MuonRule> for Rule {
+    fn from(rule: MuonRule) -> Self {
+        Self::Muon(Box::new(rule))
+    }
+}
+
+impl From<AdamWRule> for Rule {
+    fn from(rule: AdamWRule) -> Self {
+        Self::AdamW(rule)
+    }
+}
+
+/// What happens to a matrix whose gradient or direction has a NaN or an infinity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NonFinite {
+    /// That matrix is skipped: parameter (no decay), momentum and step count stay bit for bit; counted (default).
+    #[default]
+    Skip,
+    /// The step is an error that names the parameter, and nothing has changed.
+    Error,
+}
+
+/// How bf16 parameters absorb an update smaller than their spacing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Bf16Params {
+    /// An f32 master copy is kept in the state; the parameter is its rounding (default, +4 bytes an element).
+    #[default]
+    Master,
+    /// Rounded up or down at random, with the right expectation; the bits depend on this seed, the
+    /// parameter's name and step count, and the element's index, and on nothing else.
+    Stochastic {
+        /// Seed of the random bits.
+        seed: u64,
+    },
+}
+
+/// What holds for the whole optimizer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MuonConfig {
+    /// What the iterate is stored in. Default f32.
+    pub precision: Precision,
+    /// f32 (default) or bf16.
+    pub momentum_dtype: Dtype,
+    /// Default an f32 master copy.
+    pub bf16_params: Bf16Params,
+    /// Default skip.
+    pub non_finite: NonFinite,
+    /// Bytes of workspace a step may hold; buckets are processed in chunks that fit. At least one matrix of
+    /// each shape is always held; the plan tells the bytes. Default 1 GiB.
+    pub workspace_limit: usize,
+}
+
+impl Default for MuonConfig {
+    fn default() -> Self {
+        Self {
+            precision: Precision::default(),
+            momentum_dtype: Dtype::F32,
+            bf16_params: Bf16Params::default(),
+            non_finite: NonFinite::default(),
+            workspace_limit: 1 << 30,
+        }
+    }
+}
+
+impl MuonConfig {
+    pub(crate) fn validate(&self) -> Result<()> {
+        if !matches!(self.momentum_dtype, Dtype::F32 | Dtype::Bf16) {
+            return Err(Error::dtype_mismatch("momentum", "f32 or bf16", self.momentum_dtype));
+        }
+        Ok(())
+    }
+}
+
+/// `value` must satisfy `ok`, a test that a NaN fails.
+fn require(ok: bool, what: &str, range: &str, value: f64) -> Result<()> {
+    if ok {
+        return Ok(());
+    }
+    Err(Error::invalid_config(format!("{what}: expected {range}, found `{value}`")))
+}
+
+/// The one check of a learning rate.
+pub(crate) fn validate_lr(lr: f64) -> Result<()> {
+    require(lr >= 0.0 && lr.is_finite(), "lr", "a finite number of at least 0", lr)
+}
+
+impl Rule {
+    /// Learning rate of the group.
+    #[must_use]
+    pub fn lr(&self) -> f64 {
+        match self {
+            Self::Muon(r) => r.lr,
+            Self::AdamW(r) => r.lr,
+        }
+    }
+
+    pub(crate) fn set_lr(&mut self, lr: f64) {
+        match self {
+            Self::Muon(r) => r.lr = lr,
+            Self::AdamW(r) => r.lr = lr,
+        }
+    }
+
+    /// Whether it is the Muon rule.
+    #[must_use]
+    pub fn is_muon(&self) -> bool {
+        matches!(self, Self::Muon(_))
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        let unit =
+            |name: &str, x: f64| require((0.0..1.0).contains(&x), name, "a number in [0, 1)", x);
+        let decay = |x: f64| {
+            require(x >= 0.0 && x.is_finite(), "weight_decay", "a finite number of at least 0", x)
+        };
+        match self {
+            Self::Muon(r) => {
+                validate_lr(r.lr)?;
+                unit("momentum", r.momentum)?;
+                decay(r.weight_decay)?;
+                r.update_scale.validate()?;
+                require(
+                    r.norm_floor > 0.0 && r.norm_floor.is_finite(),
+                    "norm_floor",
+                    "a positive finite number",
+                    r.norm_floor,
+                )?;
+                if let Orthogonalizer::Polynomial { schedule, iterations: Some(n) } =
+                    &r.orthogonalizer
+                {
+                    schedule.with_iterations(*n)?;
+                }
+                Ok(())
+            }
+            Self::AdamW(r) => {
+                validate_lr(r.lr)?;
+                unit("beta1", r.beta1)?;
+                unit("beta2", r.beta2)?;
+                require(
+                    r.eps > 0.0 && r.eps.is_finite(),
+                    "eps",
+                    "a positive finite number",
+                    r.eps,
+                )?;
+                decay(r.weight_decay)
+            }
+        }
+    }
+
+    /// The parts of a rule that give a state buffer its meaning; checkpoints of other modes are refused.
+    pub(crate) fn modes(&self) -> String {
+        match self {
+            Self::Muon(r) => match r.momentum_mode {
+                MomentumMode::Ema => "muon, momentum ema".into(),
+                MomentumMode::Sum => "muon, momentum sum".into(),
+            },
+            Self::AdamW(_) => "adamw".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        Rule::from(MuonRule::default()).validate().unwrap();
+        Rule::from(AdamWRule::default()).validate().unwrap();
+        MuonConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn every_bad_number_is_refused_with_its_name() {
+        type Break = fn(&mut MuonRule, f64);
+        let cases: [(&str, Break, &[f64]); 4] = [
+            ("lr", |r, x| r.lr = x, &[-1e-9, f64::NAN, f64::INFINITY]),
+            ("momentum", |r, x| r.momentum = x, &[1.0, -0.1, 2.0, f64::NAN]),
+            ("weight_decay", |r, x| r.weight_decay = x, &[-0.1, f64::NAN, f64::INFINITY]),
+            ("norm_floor", |r, x| r.norm_floor = x, &[0.0, -1.0, f64::NAN]),
+        ];
+        for (name, set, values) in cases {
+            for &value in values {
+                let mut rule = MuonRule::default();
+                set(&mut rule, value);
+                let e = Rule::from(rule).validate().unwrap_err();
+                assert!(e.is_invalid_config() && e.to_string().contains(name), "{e}");
+                assert!(e.to_string().contains(&format!("found `{value}`")), "{e}");
+            }
+        }
+        for bad in [
+            AdamWRule { eps: 0.0, ..AdamWRule::default() },
+            AdamWRule { beta1: 1.0, ..AdamWRule::default() },
+            AdamWRule { beta2: -0.1, ..AdamWRule::default() },
+            AdamWRule { lr: f64::NAN, ..AdamWRule::default() },
+            AdamWRule { weight_decay: -1.0, ..AdamWRule::default() },
+        ] {
+            assert!(Rule::from(bad).validate().unwrap_err().is_invalid_config(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_exact_schedule_of_another_length_is_refused() {
+        let schedule = presets::preset("you").unwrap();
+        let rule = MuonRule {
+            orthogonalizer: Orthogonalizer::Polynomial { schedule, iterations: Some(4) },
+            ..MuonRule::default()
+        };
+        let e = Rule::from(rule).validate().unwrap_err();
+        assert!(e.to_string().contains("exactly 5 iterations"), "{e}");
+    }
+}

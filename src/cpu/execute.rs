@@ -1,0 +1,341 @@
+//! Executes a recipe on one matrix: products in fixed tiles, symmetric results from one triangle.
+//!
+//! The partition of a product depends on its shape alone and no sum is split across threads, so results
+//! are the same bits for every number of threads, batched or one by one.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+use crate::error::{Error, Result};
+use crate::precision::Precision;
+use crate::recipe::{Iterate, Op, Recipe, Small};
+use crate::shape::{MatrixShape, Orientation};
+
+/// Columns of one tile of a product with the iterate: with its operands it stays in the second-level cache.
+const TILE_COLS: usize = 384;
+
+/// Workspace of one matrix: two iterates, and the `short × short` buffers of its recipe.
+#[derive(Debug)]
+pub(super) struct MatrixBuffers {
+    pub(super) x: [Vec<f32>; 2],
+    small: Vec<Vec<f32>>,
+}
+
+impl MatrixBuffers {
+    pub(super) fn new(recipe: &Recipe, shape: MatrixShape) -> Self {
+        let n = shape.short();
+        Self {
+            x: [vec![0.0; shape.len()], vec![0.0; shape.len()]],
+            small: vec![vec![0.0; n * n]; recipe.small_buffers()],
+        }
+    }
+
+    /// For orthogonalizers that work in place.
+    pub(super) fn direction_only(shape: MatrixShape) -> Self {
+        Self { x: [vec![0.0; shape.len()], Vec::new()], small: Vec::new() }
+    }
+}
+
+/// Runs every operation of a recipe; the iterate starts in `x[0]` and ends in [`Recipe::result`].
+///
+/// Call it inside a rayon pool if `parallel`; otherwise it stays on this thread.
+pub(super) fn execute(
+    recipe: &Recipe,
+    shape: MatrixShape,
+    precision: Precision,
+    buffers: &mut MatrixBuffers,
+    parallel: bool,
+) {
+    let run = Run { shape, precision, parallel };
+    for op in recipe.ops() {
+        match *op {
+            Op::Gram { x, out } => {
+                let mut result = std::mem::take(&mut buffers.small[out.0]);
+                run.gram(&buffers.x[index(x)], &mut result);
+                buffers.small[out.0] = result;
+            }
+            Op::AolScale { x, r } => {
+                let [x0, x1] = &mut buffers.x;
+                // The other iterate is free until the first product with the iterate.
+                let (x, spare) = if x == Iterate::X0 { (x0, x1) } else { (x1, x0) };
+                let scale = &mut spare[..shape.short()];
+                run.aol_scale(x, &mut buffers.small[r.0], scale);
+            }
+            Op::Symmetric { out, alpha, a, b, beta, c } => {
+                let mut result = std::mem::take(&mut buffers.small[out.0]);
+                let small = |s: Small| buffers.small[s.0].as_slice();
+                run.symmetric(alpha, small(a), small(b), beta, small(c), &mut result);
+                buffers.small[out.0] = result;
+            }
+            Op::Combine { out, alpha, a, beta, b } => {
+                // `out` may be a term: it is taken first and stands in for itself.
+                let mut result = std::mem::take(&mut buffers.small[out.0]);
+                let term = |s: Small| (s != out).then(|| buffers.small[s.0].as_slice());
+                run.combine(alpha, term(a), beta, term(b), &mut result);
+                buffers.small[out.0] = result;
+            }
+            Op::Apply { out, alpha, q, x, beta } => {
+                let mut result = std::mem::take(&mut buffers.x[index(out)]);
+                run.apply(alpha, &buffers.small[q.0], &buffers.x[index(x)], beta, &mut result);
+                buffers.x[index(out)] = result;
+            }
+        }
+    }
+}
+
+fn index(x: Iterate) -> usize {
+    match x {
+        Iterate::X0 => 0,
+        Iterate::X1 => 1,
+    }
+}
+
+/// What the operations of one matrix share.
+struct Run {
+    shape: MatrixShape,
+    precision: Precision,
+    parallel: bool,
+}
+
+impl Run {
+    /// Rows of one band of a result with `rows` rows: about eight bands, none too thin for the product's kernel.
+    fn band(rows: usize) -> usize {
+        rows.div_ceil(8).next_multiple_of(32).clamp(64, 128)
+    }
+
+    /// Calls `work(first row, band)` for each band of rows of `out`.
+    fn bands(&self, out: &mut [f32], cols: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+        let rows = out.len() / cols;
+        let band = Self::band(rows);
+        if self.parallel && rows > band {
+            out.par_chunks_mut(band * cols).enumerate().for_each(|(i, out)| work(i * band, out));
+        } else {
+            out.chunks_mut(band * cols).enumerate().for_each(|(i, out)| work(i * band, out));
+        }
+    }
+
+    /// Lower triangle of a symmetric product, band by band, then mirrored.
+    ///
+    /// `product(rows, cols, tile)` writes `alpha` times the product for that range of rows and columns;
+    /// `addend` is `beta` and the matrix it multiplies.
+    fn lower_triangle(
+        &self,
+        out: &mut [f32],
+        addend: Option<(f32, &[f32])>,
+        product: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>, MatMut<'_, f32>) + Sync,
+    ) {
+        let n = self.shape.short();
+        let tile = Self::band(n);
+        self.bands(out, n, |first, band| {
+            let height = band.len() / n;
+            // The diagonal tile is formed whole: its upper part is overwritten by the mirror.
+            for start in (0..first + height).step_by(tile) {
+                let end = (start + tile).min(first + height);
+                let view = MatMut::from_row_major_slice_mut(band, height, n);
+                product(first..first + height, start..end, view.get_mut(.., start..end));
+                for (i, row) in band.chunks_mut(n).enumerate() {
+                    let row = &mut row[start..end];
+                    match addend {
+                        Some((beta, c)) => {
+                            let c = &c[(first + i) * n + start..(first + i) * n + end];
+                            self.store_sum(row, beta, c);
+                        }
+                        None => self.store(row),
+                    }
+                }
+            }
+        });
+        mirror(out, n);
+    }
+
+    fn store(&self, row: &mut [f32]) {
+        match self.precision {
+            Precision::F32 => {}
+            Precision::Bf16 => row.iter_mut().for_each(|x| *x = Precision::Bf16.round(*x)),
+            Precision::Fp16 => row.iter_mut().for_each(|x| *x = Precision::Fp16.round(*x)),
+        }
+    }
+
+    /// `row ← round(row + beta·c)`.
+    fn store_sum(&self, row: &mut [f32], beta: f32, c: &[f32]) {
+        for (x, c) in row.iter_mut().zip(c) {
+            *x += beta * c;
+        }
+        self.store(row);
+    }
+
+    fn gram(&self, x: &[f32], out: &mut [f32]) {
+        let x = MatRef::from_row_major_slice(x, self.shape.rows, self.shape.cols);
+        self.lower_triangle(out, None, |rows, cols, tile| match self.shape.orientation() {
+            Orientation::Wide => {
+                let (left, right) = (x.get(rows, ..), x.get(cols, ..).transpose());
+                matmul(tile, Accum::Replace, left, right, 1.0, Par::Seq);
+            }
+            Orientation::Tall => {
+                let (left, right) = (x.get(.., rows).transpose(), x.get(.., cols));
+                matmul(tile, Accum::Replace, left, right, 1.0, Par::Seq);
+            }
+        });
+    }
+
+    fn symmetric(&self, alpha: f32, a: &[f32], b: &[f32], beta: f32, c: &[f32], out: &mut [f32]) {
+        let n = self.shape.short();
+        let (a, b) = (MatRef::from_row_major_slice(a, n, n), MatRef::from_row_major_slice(b, n, n));
+        let addend = (beta != 0.0).then_some((beta, c));
+        self.lower_triangle(out, addend, |rows, cols, tile| {
+            // b is symmetric: its rows are its columns, and rows are contiguous.
+            let (left, right) = (a.get(rows, ..), b.get(cols, ..).transpose());
+            matmul(tile, Accum::Replace, left, right, alpha, Par::Seq);
+        });
+    }
+
+    fn combine(
+        &self,
+        alpha: f32,
+        a: Option<&[f32]>,
+        beta: f32,
+        b: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
+        let n = self.shape.short();
+        self.bands(out, n, |first, band| {
+            let range = first * n..first * n + band.len();
+            let (a, b) = (a.map(|a| &a[range.clone()]), b.map(|b| &b[range.clone()]));
+            match (a, b) {
+                (Some(a), Some(b)) => {
+                    for (out, (a, b)) in band.iter_mut().zip(a.iter().zip(b)) {
+                        *out = alpha * a + beta * b;
+                    }
+                }
+                (None, Some(b)) => {
+                    for (out, b) in band.iter_mut().zip(b) {
+                        *out = alpha * *out + beta * b;
+                    }
+                }
+                (Some(a), None) => {
+                    for (out, a) in band.iter_mut().zip(a) {
+                        *out = alpha * a + beta * *out;
+                    }
+                }
+                (None, None) => {
+                    for out in band.iter_mut() {
+                        *out = alpha * *out + beta * *out;
+                    }
+                }
+            }
+            self.store(band);
+        });
+    }
+
+    fn apply(&self, alpha: f32, q: &[f32], x: &[f32], beta: f32, out: &mut [f32]) {
+        let MatrixShape { rows, cols } = self.shape;
+        let n = self.shape.short();
+        let (q, iterate) =
+            (MatRef::from_row_major_slice(q, n, n), MatRef::from_row_major_slice(x, rows, cols));
+        self.bands(out, cols, |first, band| {
+            let height = band.len() / cols;
+            for start in (0..cols).step_by(TILE_COLS) {
+                let end = (start + TILE_COLS).min(cols);
+                let view = MatMut::from_row_major_slice_mut(band, height, cols);
+                let tile = view.get_mut(.., start..end);
+                let (left, right) = match self.shape.orientation() {
+                    Orientation::Wide => {
+                        (q.get(first..first + height, ..), iterate.get(.., start..end))
+                    }
+                    Orientation::Tall => {
+                        (iterate.get(first..first + height, ..), q.get(.., start..end))
+                    }
+                };
+                matmul(tile, Accum::Replace, left, right, alpha, Par::Seq);
+                for (i, row) in band.chunks_mut(cols).enumerate() {
+                    let x = &x[(first + i) * cols + start..(first + i) * cols + end];
+                    self.store_sum(&mut row[start..end], beta, x);
+                }
+            }
+        });
+    }
+
+    fn aol_scale(&self, x: &mut [f32], r: &mut [f32], scale: &mut [f32]) {
+        let n = self.shape.short();
+        let cols = self.shape.cols;
+        for (d, row) in scale.iter_mut().zip(r.chunks(n)) {
+            let sum: f32 = row.iter().map(|r| r.abs()).sum();
+            *d = 1.0 / sum.max(f32::MIN_POSITIVE).sqrt();
+        }
+        for (i, row) in r.chunks_mut(n).enumerate() {
+            for (r, dj) in row.iter_mut().zip(&*scale) {
+                *r = self.precision.round(*r * scale[i] * dj);
+            }
+        }
+        for (i, row) in x.chunks_mut(cols).enumerate() {
+            for (j, x) in row.iter_mut().enumerate() {
+                let d = match self.shape.orientation() {
+                    Orientation::Wide => scale[i],
+                    Orientation::Tall => scale[j],
+                };
+                *x = self.precision.round(*x * d);
+            }
+        }
+    }
+}
+
+/// Copies the lower triangle of an `n × n` matrix to the upper, block by block so that both sides stay in cache.
+fn mirror(a: &mut [f32], n: usize) {
+    const BLOCK: usize = 32;
+    let mut copy = [0.0f32; BLOCK * BLOCK];
+    for i0 in (0..n).step_by(BLOCK) {
+        let i1 = (i0 + BLOCK).min(n);
+        for j0 in (0..=i0).step_by(BLOCK) {
+            let j1 = (j0 + BLOCK).min(n);
+            for i in i0..i1 {
+                for j in j0..j1 {
+                    copy[(j - j0) * BLOCK + (i - i0)] = a[i * n + j];
+                }
+            }
+            for j in j0..j1 {
+                // Within a diagonal block only what lies right of the diagonal is written.
+                let from = i0.max(j + 1);
+                if from < i1 {
+                    let row = &copy[(j - j0) * BLOCK..][..BLOCK];
+                    a[j * n + from..j * n + i1].copy_from_slice(&row[from - i0..i1 - i0]);
+                }
+            }
+        }
+    }
+}
+
+/// Replaces a matrix by its exact polar factor `UVᵀ`, by a singular value decomposition in f64.
+///
+/// Singular values below `max(rows, cols) · 2⁻⁵² · σ₁` count as zero: their directions are left out, and a
+/// zero matrix stays zero.
+///
+/// # Errors
+/// The decomposition does not converge.
+pub(super) fn polar_factor_svd(shape: MatrixShape, x: &mut [f32]) -> Result<()> {
+    let MatrixShape { rows, cols } = shape;
+    // A power of two brings the largest element near 1: scaling a gradient by 2^k changes no bit of the result.
+    let largest = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    if largest == 0.0 {
+        return Ok(());
+    }
+    let scale = f64::from_bits(
+        (1023u64 << 52).wrapping_mul(2).wrapping_sub(f64::from(largest).to_bits()) & (0x7ff << 52),
+    );
+    let a = faer::Mat::<f64>::from_fn(rows, cols, |i, j| f64::from(x[i * cols + j]) * scale);
+    let svd = a.thin_svd().map_err(|e| {
+        Error::device(format!("singular value decomposition of a {shape} matrix: {e:?}"))
+    })?;
+    let sigma = svd.S().column_vector();
+    let floor = sigma[0] * shape.long() as f64 * f64::EPSILON;
+    let rank = (0..sigma.nrows()).take_while(|&i| sigma[i] > floor).count();
+    let (u, v) = (svd.U().get(.., ..rank), svd.V().get(.., ..rank));
+    let polar = u * v.transpose();
+    for (i, row) in x.chunks_mut(cols).enumerate() {
+        for (j, x) in row.iter_mut().enumerate() {
+            *x = super::narrow(polar[(i, j)]);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,388 @@
+//! The CPU device: f32 arithmetic on all cores, 16-bit precisions emulated by rounding at every store.
+
+mod buffers;
+mod elementwise;
+mod execute;
+mod passes;
+
+use std::fmt;
+
+use rayon::ThreadPool;
+
+use crate::device::{
+    AdamWJob, BufferInfo, Counters, Device, HostBuffer, MatrixJob, StateData, StateRule, StateSpec,
+    StepTensor,
+};
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Treatment};
+use crate::precision::Dtype;
+
+pub use buffers::{CpuGrad, CpuParamMut};
+pub(crate) use elementwise::narrow;
+use elementwise::sum_of_squares;
+use execute::MatrixBuffers;
+
+/// The CPU device.
+///
+/// # Numerics
+/// f32 with f64 norms; results are the same bits for every number of threads, batched or one by one. With
+/// [`Precision::Bf16`] or [`Precision::Fp16`] every store of the iterate is rounded where a GPU rounds.
+///
+/// # Cost
+/// Workspace in f32 whatever the precision. After the first step nothing is allocated outside the matrix
+/// products.
+pub struct Cpu {
+    /// `None` runs on the calling thread alone.
+    pool: Option<ThreadPool>,
+    threads: usize,
+    grad_scale: f32,
+}
+
+impl Cpu {
+    /// A device on all cores this process may use.
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn new() -> Result<Self> {
+        Self::with_threads(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// A device on that many threads; 1 uses the calling thread and starts none.
+    ///
+    /// # Errors
+    /// Zero threads, or they cannot be started.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        let pool = match threads {
+            0 => {
+                return Err(Error::invalid_config(
+                    "cpu device: at least one thread is needed, found `0`",
+                ));
+            }
+            1 => None,
+            _ => Some(
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .thread_name(|i| format!("muon-cpu-{i}"))
+                    .build()
+                    .map_err(|e| {
+                        Error::device(format!("cpu device: {threads} threads: {e}")).with_source(e)
+                    })?,
+            ),
+        };
+        Ok(Self { pool, threads, grad_scale: 1.0 })
+    }
+
+    /// Number of threads.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs on the pool, or here if there is none.
+    fn run<R: Send>(&self, work: impl FnOnce(bool) -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(|| work(true)),
+            None => work(false),
+        }
+    }
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cpu").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+/// State of one parameter on the CPU.
+#[derive(Debug)]
+pub struct CpuState {
+    buffers: StateBuffers,
+    /// Exists from the first step on; its initial value is the parameter's.
+    master: Option<Vec<f32>>,
+    spec: StateSpec,
+    counters: Counters,
+    /// Whether a matrix was updated in the step that is going on.
+    updated: bool,
+}
+
+#[derive(Debug)]
+enum StateBuffers {
+    Momentum(HostBuffer),
+    AdamW { exp_avg: Vec<f32>, exp_avg_sq: Vec<f32> },
+}
+
+/// Workspace of one plan on the CPU.
+#[derive(Debug)]
+pub struct CpuWorkspace {
+    buckets: Vec<Vec<Slot>>,
+}
+
+/// Workspace of one matrix.
+#[derive(Debug)]
+struct Slot {
+    buffers: MatrixBuffers,
+    /// Sum of squares of the direction; not finite if the matrix must be skipped.
+    sum_of_squares: f64,
+    /// One partial sum per range of pass A.
+    partials: Vec<f64>,
+}
+
+impl Device for Cpu {
+    type ParamMut<'a> = CpuParamMut<'a>;
+    type Grad<'a> = CpuGrad<'a>;
+    type State = CpuState;
+    type Workspace = CpuWorkspace;
+
+    fn describe(&self) -> String {
+        format!("cpu, {} thread(s)", self.threads)
+    }
+
+    fn param_buffer(param: &CpuParamMut<'_>) -> BufferInfo {
+        param.info()
+    }
+
+    fn grad_buffer(grad: &CpuGrad<'_>) -> BufferInfo {
+        grad.info()
+    }
+
+    fn new_state(&mut self, spec: &StateSpec) -> Result<CpuState> {
+        let buffers = match spec.rule {
+            StateRule::Muon { momentum_dtype: Dtype::Bf16, .. } => {
+                StateBuffers::Momentum(HostBuffer::Bf16(vec![half::bf16::ZERO; spec.len]))
+            }
+            StateRule::Muon { .. } => StateBuffers::Momentum(HostBuffer::F32(vec![0.0; spec.len])),
+            StateRule::AdamW => StateBuffers::AdamW {
+                exp_avg: vec![0.0; spec.len],
+                exp_avg_sq: vec![0.0; spec.len],
+            },
+        };
+        let counters = Counters { steps: 0, skipped: vec![0; spec.matrices()] };
+        Ok(CpuState { buffers, master: None, spec: spec.clone(), counters, updated: false })
+    }
+
+    fn export_state(&mut self, state: &CpuState) -> Result<StateData> {
+        let mut buffers = match &state.buffers {
+            StateBuffers::Momentum(m) => vec![("momentum_buffer", m.clone())],
+            StateBuffers::AdamW { exp_avg, exp_avg_sq } => vec![
+                ("exp_avg", HostBuffer::F32(exp_avg.clone())),
+                ("exp_avg_sq", HostBuffer::F32(exp_avg_sq.clone())),
+            ],
+        };
+        if let Some(master) = &state.master {
+            buffers.push(("master", HostBuffer::F32(master.clone())));
+        }
+        Ok(StateData { buffers, counters: state.counters.clone() })
+    }
+
+    fn import_state(&mut self, spec: &StateSpec, data: &StateData) -> Result<CpuState> {
+        let mut state = self.new_state(spec)?;
+        let mut found = data.buffers.iter();
+        for (name, dtype) in spec.buffers() {
+            let buffer = match found.next() {
+                Some((found, buffer)) if *found == name => buffer,
+                None if name == "master" => continue,
+                other => {
+                    return Err(Error::checkpoint(format!(
+                        "state buffer: expected `{name}`, found {}",
+                        other.map_or("none".into(), |(n, _)| format!("`{n}`"))
+                    )));
+                }
+            };
+            if buffer.dtype() != dtype {
+                return Err(Error::dtype_mismatch(
+                    format!("state buffer `{name}`"),
+                    dtype,
+                    buffer.dtype(),
+                ));
+            }
+            if buffer.len() != spec.len {
+                return Err(Error::shape_mismatch(
+                    format!("elements of state buffer `{name}`"),
+                    spec.len,
+                    buffer.len(),
+                ));
+            }
+            match (name, &mut state.buffers, buffer) {
+                ("momentum_buffer", StateBuffers::Momentum(m), b) => *m = b.clone(),
+                ("exp_avg", StateBuffers::AdamW { exp_avg, .. }, HostBuffer::F32(b)) => {
+                    exp_avg.copy_from_slice(b);
+                }
+                ("exp_avg_sq", StateBuffers::AdamW { exp_avg_sq, .. }, HostBuffer::F32(b)) => {
+                    exp_avg_sq.copy_from_slice(b);
+                }
+                (_, _, HostBuffer::F32(b)) => state.master = Some(b.clone()),
+                _ => {
+                    return Err(Error::dtype_mismatch(
+                        format!("state buffer `{name}`"),
+                        dtype,
+                        "bf16",
+                    ));
+                }
+            }
+        }
+        if data.counters.skipped.len() != spec.matrices() {
+            return Err(Error::shape_mismatch(
+                "skip counters",
+                spec.matrices(),
+                data.counters.skipped.len(),
+            ));
+        }
+        state.counters = data.counters.clone();
+        Ok(state)
+    }
+
+    fn counters(&mut self, state: &CpuState) -> Result<Counters> {
+        Ok(state.counters.clone())
+    }
+
+    fn new_workspace(&mut self, plan: &Plan) -> Result<CpuWorkspace> {
+        let buckets = plan
+            .buckets()
+            .iter()
+            .map(|bucket| {
+                (0..bucket.slots)
+                    .map(|_| Slot {
+                        buffers: match &bucket.treatment {
+                            Treatment::Polynomial { recipe, .. } => {
+                                MatrixBuffers::new(recipe, bucket.shape)
+                            }
+                            _ => MatrixBuffers::direction_only(bucket.shape),
+                        },
+                        sum_of_squares: 0.0,
+                        partials: Vec::with_capacity(passes::ranges(bucket.shape)),
+                    })
+                    .collect()
+            })
+            .collect();
+        Ok(CpuWorkspace { buckets })
+    }
+
+    fn gradient_scale(
+        &mut self,
+        tensors: &[StepTensor<'_, Self>],
+        inverse_loss_scale: f64,
+        clip_norm: Option<f64>,
+    ) -> Result<()> {
+        let mut scale = inverse_loss_scale;
+        if let Some(limit) = clip_norm {
+            let unscale = narrow(inverse_loss_scale);
+            let sum: f64 = tensors
+                .iter()
+                .filter_map(|t| t.grad.as_ref())
+                .map(|g| match g {
+                    CpuGrad::F32(g) => sum_of_squares(g, unscale),
+                    CpuGrad::Bf16(g) => sum_of_squares(g, unscale),
+                    CpuGrad::F16(g) => sum_of_squares(g, unscale),
+                })
+                // A gradient that is not finite is skipped by its own pass and must not silence the others.
+                .filter(|s| s.is_finite())
+                .sum();
+            let norm = sum.sqrt();
+            if norm > limit {
+                scale *= limit / norm;
+            }
+        }
+        self.grad_scale = narrow(scale);
+        Ok(())
+    }
+
+    fn find_non_finite(&mut self, tensors: &[StepTensor<'_, Self>]) -> Result<Option<usize>> {
+        Ok(tensors.iter().position(|t| {
+            let sum = match &t.grad {
+                None => 0.0,
+                Some(CpuGrad::F32(g)) => sum_of_squares(g, 1.0),
+                Some(CpuGrad::Bf16(g)) => sum_of_squares(g, 1.0),
+                Some(CpuGrad::F16(g)) => sum_of_squares(g, 1.0),
+            };
+            !sum.is_finite()
+        }))
+    }
+
+    fn pass_a(
+        &mut self,
+        plan: &Plan,
+        jobs: &[MatrixJob],
+        tensors: &[StepTensor<'_, Self>],
+        states: &[CpuState],
+        workspace: &mut CpuWorkspace,
+    ) -> Result<()> {
+        let grad_scale = self.grad_scale;
+        self.run(|parallel| {
+            for jobs in jobs.chunk_by(|a, b| a.bucket == b.bucket) {
+                let Some(first) = jobs.first() else { continue };
+                let bucket = &plan.buckets()[first.bucket];
+                let slots = &mut workspace.buckets[first.bucket][..jobs.len()];
+                passes::for_each(parallel, jobs, slots, |job, slot| {
+                    passes::pass_a(
+                        job,
+                        bucket,
+                        plan.precision(),
+                        tensors,
+                        states,
+                        slot,
+                        grad_scale,
+                        parallel,
+                    );
+                });
+            }
+        });
+        Ok(())
+    }
+
+    fn orthogonalize(
+        &mut self,
+        plan: &Plan,
+        bucket: usize,
+        active: usize,
+        workspace: &mut CpuWorkspace,
+    ) -> Result<()> {
+        let slots = &mut workspace.buckets[bucket][..active];
+        let bucket = &plan.buckets()[bucket];
+        self.run(|parallel| passes::orthogonalize(bucket, plan.precision(), slots, parallel));
+        Ok(())
+    }
+
+    fn pass_b(
+        &mut self,
+        plan: &Plan,
+        jobs: &[MatrixJob],
+        tensors: &mut [StepTensor<'_, Self>],
+        states: &mut [CpuState],
+        workspace: &CpuWorkspace,
+    ) -> Result<()> {
+        let grad_scale = self.grad_scale;
+        self.run(|parallel| {
+            for job in jobs {
+                let bucket = &plan.buckets()[job.bucket];
+                let slot = &workspace.buckets[job.bucket][job.slot];
+                let (tensor, state) = (&mut tensors[job.tensor], &mut states[job.param]);
+                passes::pass_b(job, bucket, slot, tensor, state, grad_scale, parallel);
+            }
+        });
+        Ok(())
+    }
+
+    fn adamw(
+        &mut self,
+        jobs: &[AdamWJob],
+        tensors: &mut [StepTensor<'_, Self>],
+        states: &mut [CpuState],
+    ) -> Result<()> {
+        for job in jobs {
+            passes::adamw(job, &mut tensors[job.tensor], &mut states[job.param], self.grad_scale);
+        }
+        Ok(())
+    }
+
+    fn finish_step(&mut self, params: &[usize], states: &mut [CpuState]) -> Result<()> {
+        for &param in params {
+            let state = &mut states[param];
+            state.counters.steps += u64::from(std::mem::take(&mut state.updated));
+        }
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

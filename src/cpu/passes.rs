@@ -1,0 +1,337 @@
+//! Passes A and B and AdamW over matrices and tensors: which ranges, in which order, on which threads.
+
+use half::bf16;
+use rayon::iter::{
+    IndexedParallelIterator, IntoParallelRefIterator, IntoParallelRefMutIterator, ParallelIterator,
+};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
+
+use super::elementwise::{
+    self, AdamWParam, AdamWScalars, Element, InverseNorm, StochasticBits, narrow,
+};
+use super::{Cpu, CpuGrad, CpuParamMut, CpuState, Slot, StateBuffers, execute};
+use crate::config::Bf16Params;
+use crate::device::{AdamWJob, HostBuffer, MatrixJob, StepTensor};
+use crate::plan::{Bucket, Treatment};
+use crate::precision::Precision;
+use crate::recipe::Iterate;
+use crate::shape::{Block, MatrixShape};
+
+/// Elements of one range: the unit of parallel work and of partial sums, so it must not depend on the
+/// number of threads. 64 KiB of f32 stay in the first two cache levels.
+const RANGE: usize = 1 << 14;
+
+/// Number of ranges, hence of partial sums, of a matrix.
+pub(super) fn ranges(shape: MatrixShape) -> usize {
+    shape.len().div_ceil(RANGE)
+}
+
+/// Runs `work` on pairs, in parallel if there is a pool.
+pub(super) fn for_each<A: Sync, B: Send>(
+    parallel: bool,
+    a: &[A],
+    b: &mut [B],
+    work: impl Fn(&A, &mut B) + Sync,
+) {
+    if parallel && a.len() > 1 {
+        a.par_iter().zip(b.par_iter_mut()).for_each(|(a, b)| work(a, b));
+    } else {
+        a.iter().zip(b).for_each(|(a, b)| work(a, b));
+    }
+}
+
+/// Direction into the slot's iterate, sum of squares, normalisation.
+#[expect(clippy::too_many_arguments, reason = "one matrix of a step, called from one place")]
+pub(super) fn pass_a(
+    job: &MatrixJob,
+    bucket: &Bucket,
+    precision: Precision,
+    tensors: &[StepTensor<'_, Cpu>],
+    states: &[CpuState],
+    slot: &mut Slot,
+    grad_scale: f32,
+    parallel: bool,
+) {
+    let StateBuffers::Momentum(momentum) = &states[job.param].buffers else { return };
+    let Some(grad) = &tensors[job.tensor].grad else { return };
+    let input = PassA { job, grad_scale, precision, parallel };
+    match (grad, momentum) {
+        (CpuGrad::F32(g), HostBuffer::F32(m)) => input.run(g, m, slot),
+        (CpuGrad::F32(g), HostBuffer::Bf16(m)) => input.run(g, m, slot),
+        (CpuGrad::Bf16(g), HostBuffer::F32(m)) => input.run(g, m, slot),
+        (CpuGrad::Bf16(g), HostBuffer::Bf16(m)) => input.run(g, m, slot),
+        (CpuGrad::F16(g), HostBuffer::F32(m)) => input.run(g, m, slot),
+        (CpuGrad::F16(g), HostBuffer::Bf16(m)) => input.run(g, m, slot),
+    }
+    if !slot.sum_of_squares.is_finite() {
+        // The batch goes on with a zero matrix in its place; pass B skips it.
+        slot.buffers.x[0].fill(0.0);
+        return;
+    }
+    let safety = match &bucket.treatment {
+        Treatment::Frobenius => 1.0,
+        Treatment::Polynomial { safety, .. } => *safety,
+        Treatment::Identity | Treatment::ExactSvd => return,
+    };
+    let inverse = InverseNorm::new(slot.sum_of_squares, safety, bucket.norm_floor);
+    let x = &mut slot.buffers.x[0];
+    if parallel && x.len() > RANGE {
+        x.par_chunks_mut(RANGE).for_each(|x| inverse.apply(x, precision));
+    } else {
+        inverse.apply(x, precision);
+    }
+}
+
+struct PassA<'a> {
+    job: &'a MatrixJob,
+    grad_scale: f32,
+    precision: Precision,
+    parallel: bool,
+}
+
+impl PassA<'_> {
+    fn run<G: Element, M: Element>(&self, grad: &[G], momentum: &[M], slot: &mut Slot) {
+        let block = &self.job.block;
+        let write = |g: &[G], m: &[M], x: &mut [f32]| {
+            elementwise::write_direction(
+                g,
+                m,
+                x,
+                self.grad_scale,
+                &self.job.scalars,
+                self.precision,
+            )
+        };
+        let x = &mut slot.buffers.x[0];
+        slot.partials.clear();
+        if block.is_contiguous() {
+            let range = contiguous(block);
+            let (grad, momentum) = (&grad[range.clone()], &momentum[range]);
+            slot.partials.resize(ranges(block.shape), 0.0);
+            if self.parallel && x.len() > RANGE {
+                grad.par_chunks(RANGE)
+                    .zip(momentum.par_chunks(RANGE))
+                    .zip(x.par_chunks_mut(RANGE))
+                    .zip(&mut slot.partials)
+                    .for_each(|(((g, m), x), sum)| *sum = write(g, m, x));
+            } else {
+                let parts = grad.chunks(RANGE).zip(momentum.chunks(RANGE)).zip(x.chunks_mut(RANGE));
+                for (((g, m), x), sum) in parts.zip(&mut slot.partials) {
+                    *sum = write(g, m, x);
+                }
+            }
+            slot.sum_of_squares = slot.partials.iter().sum();
+        } else {
+            slot.sum_of_squares = x
+                .chunks_mut(block.shape.cols)
+                .enumerate()
+                .map(|(i, x)| write(&grad[block.row(i)], &momentum[block.row(i)], x))
+                .sum();
+        }
+    }
+}
+
+fn contiguous(block: &Block) -> std::ops::Range<usize> {
+    block.offset..block.offset + block.shape.len()
+}
+
+/// Orthogonalizes the iterates of a bucket's slots.
+pub(super) fn orthogonalize(
+    bucket: &Bucket,
+    precision: Precision,
+    slots: &mut [Slot],
+    parallel: bool,
+) {
+    match &bucket.treatment {
+        Treatment::Identity | Treatment::Frobenius => {}
+        Treatment::ExactSvd => {
+            let one = |slot: &mut Slot| {
+                let x = &mut slot.buffers.x[0];
+                if execute::polar_factor_svd(bucket.shape, x).is_err() {
+                    // No convergence: the matrix is skipped and counted, as one that is not finite.
+                    slot.sum_of_squares = f64::NAN;
+                }
+                for x in &mut slot.buffers.x[0] {
+                    *x = precision.round(*x);
+                }
+            };
+            if parallel {
+                slots.par_iter_mut().for_each(one);
+            } else {
+                slots.iter_mut().for_each(one);
+            }
+        }
+        Treatment::Polynomial { recipe, .. } => {
+            let one = |slot: &mut Slot| {
+                execute::execute(recipe, bucket.shape, precision, &mut slot.buffers, parallel);
+            };
+            if parallel {
+                slots.par_iter_mut().for_each(one);
+            } else {
+                slots.iter_mut().for_each(one);
+            }
+        }
+    }
+}
+
+/// Commits one matrix, or skips and counts it.
+pub(super) fn pass_b(
+    job: &MatrixJob,
+    bucket: &Bucket,
+    slot: &Slot,
+    tensor: &mut StepTensor<'_, Cpu>,
+    state: &mut CpuState,
+    grad_scale: f32,
+    parallel: bool,
+) {
+    let update = match &bucket.treatment {
+        Treatment::Polynomial { recipe, .. } if recipe.result() == Iterate::X1 => {
+            &slot.buffers.x[1]
+        }
+        _ => &slot.buffers.x[0],
+    };
+    // The orthogonalization itself may have overflowed (a forced method in 16 bit): its result is checked,
+    // not only the gradient, before anything is written.
+    let finite = update.iter().fold(0.0f32, |a, x| a + x * 0.0) == 0.0;
+    if !(slot.sum_of_squares.is_finite() && finite) {
+        state.counters.skipped[job.matrix] += 1;
+        return;
+    }
+    let (Some(grad), StateBuffers::Momentum(momentum)) = (&tensor.grad, &mut state.buffers) else {
+        return;
+    };
+    state.updated = true;
+    let commit = Commit { job, grad_scale, parallel };
+    match (grad, momentum) {
+        (CpuGrad::F32(g), HostBuffer::F32(m)) => commit.momentum(g, m),
+        (CpuGrad::F32(g), HostBuffer::Bf16(m)) => commit.momentum(g, m),
+        (CpuGrad::Bf16(g), HostBuffer::F32(m)) => commit.momentum(g, m),
+        (CpuGrad::Bf16(g), HostBuffer::Bf16(m)) => commit.momentum(g, m),
+        (CpuGrad::F16(g), HostBuffer::F32(m)) => commit.momentum(g, m),
+        (CpuGrad::F16(g), HostBuffer::Bf16(m)) => commit.momentum(g, m),
+    }
+    let s = &job.scalars;
+    match (&mut tensor.param, state.spec.bf16_params) {
+        (CpuParamMut::F32(p), _) => {
+            commit.rows(p, update, |p, u, _| elementwise::update_f32(p, u, s));
+        }
+        (CpuParamMut::Bf16(p), Bf16Params::Master) => {
+            let master = master(&mut state.master, p);
+            for (i, u) in update.chunks(job.block.shape.cols).enumerate() {
+                let row = job.block.row(i);
+                elementwise::update_master(&mut p[row.clone()], &mut master[row], u, s);
+            }
+        }
+        (CpuParamMut::Bf16(p), Bf16Params::Stochastic { seed }) => {
+            let random = StochasticBits::new(seed, state.spec.salt, state.counters.steps);
+            commit.rows(p, update, |p, u, index| {
+                elementwise::update_stochastic(p, u, s, random, index);
+            });
+        }
+    }
+}
+
+/// The master copy, made from the parameter at the first step.
+fn master<'a>(master: &'a mut Option<Vec<f32>>, param: &[bf16]) -> &'a mut [f32] {
+    master.get_or_insert_with(|| param.iter().map(|p| Element::to_f32(*p)).collect())
+}
+
+struct Commit<'a> {
+    job: &'a MatrixJob,
+    grad_scale: f32,
+    parallel: bool,
+}
+
+impl Commit<'_> {
+    fn momentum<G: Element, M: Element>(&self, grad: &[G], momentum: &mut [M]) {
+        let block = &self.job.block;
+        let commit = |g: &[G], m: &mut [M]| {
+            elementwise::commit_momentum(g, m, self.grad_scale, &self.job.scalars);
+        };
+        if !block.is_contiguous() {
+            for i in 0..block.shape.rows {
+                commit(&grad[block.row(i)], &mut momentum[block.row(i)]);
+            }
+            return;
+        }
+        let (grad, momentum) = (&grad[contiguous(block)], &mut momentum[contiguous(block)]);
+        if self.parallel && grad.len() > RANGE {
+            let parts = grad.par_chunks(RANGE).zip(momentum.par_chunks_mut(RANGE));
+            parts.for_each(|(g, m)| commit(g, m));
+        } else {
+            commit(grad, momentum);
+        }
+    }
+
+    /// Calls `write` with ranges of the parameter, the update for them, and the index of their first element.
+    fn rows<P: Element>(
+        &self,
+        param: &mut [P],
+        update: &[f32],
+        write: impl Fn(&mut [P], &[f32], usize) + Sync,
+    ) {
+        let block = &self.job.block;
+        if !block.is_contiguous() {
+            for (i, u) in update.chunks(block.shape.cols).enumerate() {
+                let row = block.row(i);
+                write(&mut param[row.clone()], u, row.start);
+            }
+            return;
+        }
+        let param = &mut param[contiguous(block)];
+        if self.parallel && param.len() > RANGE {
+            let parts = param.par_chunks_mut(RANGE).zip(update.par_chunks(RANGE)).enumerate();
+            parts.for_each(|(i, (p, u))| write(p, u, block.offset + i * RANGE));
+        } else {
+            write(param, update, block.offset);
+        }
+    }
+}
+
+/// AdamW on one tensor, or skips and counts it.
+pub(super) fn adamw(
+    job: &AdamWJob,
+    tensor: &mut StepTensor<'_, Cpu>,
+    state: &mut CpuState,
+    grad_scale: f32,
+) {
+    let Some(grad) = tensor.grad else { return };
+    let sum = match grad {
+        CpuGrad::F32(g) => elementwise::sum_of_squares(g, grad_scale),
+        CpuGrad::Bf16(g) => elementwise::sum_of_squares(g, grad_scale),
+        CpuGrad::F16(g) => elementwise::sum_of_squares(g, grad_scale),
+    };
+    if !sum.is_finite() {
+        state.counters.skipped[0] += 1;
+        return;
+    }
+    let random = |seed| StochasticBits::new(seed, state.spec.salt, state.counters.steps);
+    let param = match (&mut tensor.param, state.spec.bf16_params) {
+        (CpuParamMut::F32(p), _) => AdamWParam::F32(p),
+        (CpuParamMut::Bf16(p), Bf16Params::Master) => {
+            let master = master(&mut state.master, p);
+            AdamWParam::Master(p, master)
+        }
+        (CpuParamMut::Bf16(p), Bf16Params::Stochastic { seed }) => {
+            AdamWParam::Stochastic(p, random(seed))
+        }
+    };
+    state.counters.steps += 1;
+    let t = i32::try_from(state.counters.steps).unwrap_or(i32::MAX);
+    let s = AdamWScalars {
+        beta1: narrow(job.beta1),
+        one_minus_beta1: narrow(1.0 - job.beta1),
+        beta2: narrow(job.beta2),
+        one_minus_beta2: narrow(1.0 - job.beta2),
+        step: narrow(job.lr / (1.0 - job.beta1.powi(t))),
+        root_correction: narrow(1.0 / (1.0 - job.beta2.powi(t)).sqrt()),
+        eps: narrow(job.eps),
+        keep: job.keep,
+    };
+    let StateBuffers::AdamW { exp_avg, exp_avg_sq } = &mut state.buffers else { return };
+    match grad {
+        CpuGrad::F32(g) => elementwise::adamw(param, g, exp_avg, exp_avg_sq, grad_scale, &s),
+        CpuGrad::Bf16(g) => elementwise::adamw(param, g, exp_avg, exp_avg_sq, grad_scale, &s),
+        CpuGrad::F16(g) => elementwise::adamw(param, g, exp_avg, exp_avg_sq, grad_scale, &s),
+    }
+}

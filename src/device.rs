@@ -1,0 +1,373 @@
+//! The seam between the optimizer, which owns the order of operations, and a device, which owns buffers
+//! and arithmetic.
+
+use std::fmt;
+
+use half::bf16;
+
+use crate::config::{Bf16Params, MomentumMode, Nesterov, WeightDecayMode};
+use crate::error::Result;
+use crate::optimizer::ParamId;
+use crate::plan::Plan;
+use crate::precision::Dtype;
+use crate::shape::Block;
+
+/// Where the optimizer's state lives and its arithmetic runs.
+///
+/// Few, large operations: [`Muon`](crate::Muon) calls them in the order `gradient_scale`, then per chunk
+/// `pass_a`, `orthogonalize` (once a bucket), `pass_b`, then `adamw` and `finish_step`. Implementations are
+/// [`Cpu`](crate::Cpu) and, in the CUDA build, a GPU; the trait is public to be read, not to be
+/// implemented elsewhere: it grows without notice.
+pub trait Device: fmt::Debug + Sized {
+    /// A parameter as the caller hands it over for one step.
+    type ParamMut<'a>: fmt::Debug;
+    /// A gradient as the caller hands it over for one step; never written.
+    type Grad<'a>: fmt::Debug;
+    /// State of one parameter.
+    type State: fmt::Debug;
+    /// Buffers shared by all parameters of a step.
+    type Workspace: fmt::Debug;
+
+    /// One line for reports.
+    fn describe(&self) -> String;
+
+    /// Address, length and element type of a parameter.
+    fn param_buffer(param: &Self::ParamMut<'_>) -> BufferInfo;
+
+    /// Address, length and element type of a gradient.
+    fn grad_buffer(grad: &Self::Grad<'_>) -> BufferInfo;
+
+    /// Zeroed state for a parameter.
+    ///
+    /// # Errors
+    /// Out of memory, a failed device.
+    fn new_state(&mut self, spec: &StateSpec) -> Result<Self::State>;
+
+    /// Copies a parameter's state to the host; waits for the device.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn export_state(&mut self, state: &Self::State) -> Result<StateData>;
+
+    /// State for a parameter from host buffers.
+    ///
+    /// # Errors
+    /// Buffers whose number, dtype or length is not what the specification asks; a failed device.
+    fn import_state(&mut self, spec: &StateSpec, data: &StateData) -> Result<Self::State>;
+
+    /// Steps and skips of a parameter so far; waits for the device.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn counters(&mut self, state: &Self::State) -> Result<Counters>;
+
+    /// Workspace for every bucket of a plan.
+    ///
+    /// # Errors
+    /// Out of memory, a failed device.
+    fn new_workspace(&mut self, plan: &Plan) -> Result<Self::Workspace>;
+
+    /// Sets the factor every gradient of this step is multiplied with: the inverse loss scale, and if
+    /// `clip_norm` is given, what brings the global norm of the finite gradients down to it.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn gradient_scale(
+        &mut self,
+        tensors: &[StepTensor<'_, Self>],
+        inverse_loss_scale: f64,
+        clip_norm: Option<f64>,
+    ) -> Result<()>;
+
+    /// The first tensor whose gradient has a NaN or an infinity; waits for the device.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn find_non_finite(&mut self, tensors: &[StepTensor<'_, Self>]) -> Result<Option<usize>>;
+
+    /// Blends each gradient with its momentum into a direction, writes it to the workspace as the iterate,
+    /// normalised as the bucket asks, and notes which matrices are not finite. No state is written.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn pass_a(
+        &mut self,
+        plan: &Plan,
+        jobs: &[MatrixJob],
+        tensors: &[StepTensor<'_, Self>],
+        states: &[Self::State],
+        workspace: &mut Self::Workspace,
+    ) -> Result<()>;
+
+    /// Orthogonalizes the first `active` matrices of a bucket's workspace.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn orthogonalize(
+        &mut self,
+        plan: &Plan,
+        bucket: usize,
+        active: usize,
+        workspace: &mut Self::Workspace,
+    ) -> Result<()>;
+
+    /// Commits the momentum and adds the scaled update to the parameter, matrix by matrix; one that is not
+    /// finite is skipped whole and counted.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn pass_b(
+        &mut self,
+        plan: &Plan,
+        jobs: &[MatrixJob],
+        tensors: &mut [StepTensor<'_, Self>],
+        states: &mut [Self::State],
+        workspace: &Self::Workspace,
+    ) -> Result<()>;
+
+    /// AdamW on whole tensors; one whose gradient is not finite is skipped and counted.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn adamw(
+        &mut self,
+        jobs: &[AdamWJob],
+        tensors: &mut [StepTensor<'_, Self>],
+        states: &mut [Self::State],
+    ) -> Result<()>;
+
+    /// Counts one step for each of these parameters of which a matrix was updated.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn finish_step(&mut self, params: &[usize], states: &mut [Self::State]) -> Result<()>;
+
+    /// Waits until everything enqueued has happened.
+    ///
+    /// # Errors
+    /// A failure of earlier, asynchronous work.
+    fn synchronize(&mut self) -> Result<()>;
+}
+
+/// One parameter and its gradient, for one step.
+pub struct StepTensor<'a, D: Device + ?Sized> {
+    /// Which parameter it is.
+    pub id: ParamId,
+    /// Its memory, row-major and contiguous, of the registered shape and dtype.
+    pub param: D::ParamMut<'a>,
+    /// Its gradient in the same order, or `None` to leave the parameter and its state untouched.
+    pub grad: Option<D::Grad<'a>>,
+}
+
+impl<'a, D: Device> StepTensor<'a, D> {
+    /// A parameter that has a gradient.
+    pub fn new(
+        id: ParamId,
+        param: impl Into<D::ParamMut<'a>>,
+        grad: impl Into<D::Grad<'a>>,
+    ) -> Self {
+        Self { id, param: param.into(), grad: Some(grad.into()) }
+    }
+
+    /// A parameter without one: nothing of it changes.
+    pub fn without_grad(id: ParamId, param: impl Into<D::ParamMut<'a>>) -> Self {
+        Self { id, param: param.into(), grad: None }
+    }
+}
+
+impl<D: Device> fmt::Debug for StepTensor<'_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StepTensor")
+            .field("id", &self.id)
+            .field("param", &self.param)
+            .field("grad", &self.grad)
+            .finish()
+    }
+}
+
+/// What the optimizer checks about a caller's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BufferInfo {
+    /// Address of the first element.
+    pub address: usize,
+    /// Number of elements.
+    pub len: usize,
+    /// Element type.
+    pub dtype: Dtype,
+}
+
+/// What a parameter's state must hold.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateSpec {
+    /// Elements of the parameter.
+    pub len: usize,
+    /// Element type of the parameter.
+    pub param_dtype: Dtype,
+    /// Policy for bf16 parameters.
+    pub bf16_params: Bf16Params,
+    /// Buffers of the rule.
+    pub rule: StateRule,
+    /// Mixed into the seed of stochastic rounding, so that parameters round independently.
+    pub salt: u64,
+}
+
+/// Which buffers a rule keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateRule {
+    /// One momentum buffer.
+    Muon {
+        /// f32 or bf16.
+        momentum_dtype: Dtype,
+        /// Number of matrices, each with its own skip counter.
+        matrices: usize,
+    },
+    /// First and second moment, f32.
+    AdamW,
+}
+
+impl StateSpec {
+    /// Whether an f32 master copy is kept.
+    #[must_use]
+    pub fn has_master(&self) -> bool {
+        self.param_dtype == Dtype::Bf16 && self.bf16_params == Bf16Params::Master
+    }
+
+    /// Name and element type of each buffer, in the order of [`StateData::buffers`].
+    #[must_use]
+    pub fn buffers(&self) -> Vec<(&'static str, Dtype)> {
+        let mut out = match self.rule {
+            StateRule::Muon { momentum_dtype, .. } => vec![("momentum_buffer", momentum_dtype)],
+            StateRule::AdamW => vec![("exp_avg", Dtype::F32), ("exp_avg_sq", Dtype::F32)],
+        };
+        if self.has_master() {
+            out.push(("master", Dtype::F32));
+        }
+        out
+    }
+
+    /// Number of skip counters.
+    #[must_use]
+    pub fn matrices(&self) -> usize {
+        match self.rule {
+            StateRule::Muon { matrices, .. } => matrices,
+            StateRule::AdamW => 1,
+        }
+    }
+
+    /// Bytes of the buffers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.buffers().iter().map(|(_, dtype)| dtype.bytes() * self.len).sum()
+    }
+}
+
+/// A state buffer on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HostBuffer {
+    /// f32 elements.
+    F32(Vec<f32>),
+    /// bf16 elements.
+    Bf16(Vec<bf16>),
+}
+
+impl HostBuffer {
+    /// Element type.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::Bf16(_) => Dtype::Bf16,
+        }
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::Bf16(v) => v.len(),
+        }
+    }
+
+    /// Whether it has no element.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A parameter's state on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateData {
+    /// In the order of [`StateSpec::buffers`]. A master copy may be absent: the next step makes it from the
+    /// parameter.
+    pub buffers: Vec<(&'static str, HostBuffer)>,
+    /// Steps and skips.
+    pub counters: Counters,
+}
+
+/// How often a parameter was stepped and its matrices skipped.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Steps in which at least one matrix of the parameter was updated.
+    pub steps: u64,
+    /// For each matrix, how often it was skipped because it was not finite.
+    pub skipped: Vec<u64>,
+}
+
+/// The scalars of one matrix in one step, as the device uses them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MuonScalars {
+    /// β.
+    pub momentum: f32,
+    /// 1 − β, rounded once from f64.
+    pub one_minus_momentum: f32,
+    /// What decay leaves of a parameter: `1 − lr·weight_decay`, or `1 − weight_decay`.
+    pub keep: f32,
+    /// `lr · update scale`.
+    pub step: f32,
+    /// How the buffer absorbs a gradient.
+    pub momentum_mode: MomentumMode,
+    /// Whether the direction looks ahead.
+    pub nesterov: Nesterov,
+    /// Where decay applies.
+    pub weight_decay_mode: WeightDecayMode,
+}
+
+/// One matrix of a chunk. Jobs come sorted by bucket, slots of a bucket counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MatrixJob {
+    /// Position in the step's tensors.
+    pub tensor: usize,
+    /// Position among the states.
+    pub param: usize,
+    /// Which of the parameter's matrices.
+    pub matrix: usize,
+    /// Where it lies in the parameter.
+    pub block: Block,
+    /// Position among the plan's buckets.
+    pub bucket: usize,
+    /// Position in the bucket's workspace.
+    pub slot: usize,
+    /// Its scalars.
+    pub scalars: MuonScalars,
+}
+
+/// One tensor under AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWJob {
+    /// Position in the step's tensors.
+    pub tensor: usize,
+    /// Position among the states.
+    pub param: usize,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// `1 − lr·weight_decay`.
+    pub keep: f32,
+}

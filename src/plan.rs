@@ -1,0 +1,315 @@
+//! The plan of a step: which matrices go together, how each bucket is orthogonalized and why, and what it costs.
+//!
+//! A plan depends on the configuration, the rules and the registered shapes alone, so it is the same on
+//! every device, and a CPU run in emulated bf16 predicts the GPU's.
+
+use std::fmt;
+
+use crate::coefficients::{CoefficientSchedule, Normalization};
+use crate::config::{MethodChoice, MuonConfig, MuonRule, Orthogonalizer};
+use crate::error::{Result, ResultExt};
+use crate::method;
+use crate::precision::Precision;
+use crate::recipe::{Method, Recipe};
+use crate::shape::{Block, MatrixShape};
+
+/// What is done to a matrix between pass A and pass B.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Treatment {
+    /// The direction is the update.
+    Identity,
+    /// The direction over its Frobenius norm.
+    Frobenius,
+    /// The exact polar factor.
+    ExactSvd,
+    /// Normalise by `safety · max(‖X‖_F, norm_floor)`, then run the recipe.
+    Polynomial {
+        /// The matrix operations.
+        recipe: Recipe,
+        /// At least 1.
+        safety: f64,
+    },
+}
+
+/// One matrix of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedMatrix {
+    /// Which parameter: its position among the optimizer's parameters.
+    pub param: usize,
+    /// Which of the parameter's matrices.
+    pub matrix: usize,
+    /// Where it lies in the parameter.
+    pub block: Block,
+}
+
+/// Matrices of one shape that are treated alike, in one batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bucket {
+    /// Shape of every matrix in it.
+    pub shape: MatrixShape,
+    /// What is done to them.
+    pub treatment: Treatment,
+    /// The guard of the normalisation.
+    pub norm_floor: f64,
+    /// Name of the orthogonalizer, its schedule's name for polynomials.
+    pub orthogonalizer: String,
+    /// How the polynomials are evaluated; `None` for the other orthogonalizers.
+    pub method: Option<Method>,
+    /// Why this method, and any safety that was added for the precision.
+    pub reason: String,
+    /// The matrices, in registration order.
+    pub matrices: Vec<PlannedMatrix>,
+    /// How many of them the workspace holds at a time.
+    pub slots: usize,
+}
+
+impl Bucket {
+    /// GEMM FLOPs for the whole bucket, symmetric products by one triangle.
+    #[must_use]
+    pub fn flops(&self) -> u64 {
+        match &self.treatment {
+            Treatment::Polynomial { recipe, .. } => {
+                recipe.flops(self.shape).symmetric * self.matrices.len() as u64
+            }
+            _ => 0,
+        }
+    }
+
+    /// Workspace elements for one matrix.
+    #[must_use]
+    pub fn workspace_elements(&self) -> usize {
+        match &self.treatment {
+            Treatment::Polynomial { recipe, .. } => recipe.workspace_elements(self.shape),
+            _ => self.shape.len(),
+        }
+    }
+
+    fn is_treated_as(&self, other: &Self) -> bool {
+        self.shape == other.shape
+            && self.treatment == other.treatment
+            && self.norm_floor == other.norm_floor
+            && self.orthogonalizer == other.orthogonalizer
+    }
+}
+
+/// The readable plan of a step; see [`crate::Muon::plan`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    precision: Precision,
+    buckets: Vec<Bucket>,
+    chunks: usize,
+}
+
+/// A Muon-rule parameter as the plan sees it.
+pub(crate) struct PlanInput<'a> {
+    pub param: usize,
+    pub rule: &'a MuonRule,
+    pub blocks: &'a [Block],
+    pub name: &'a str,
+}
+
+impl Plan {
+    /// # Errors
+    /// A schedule whose safe sigma its normalisation does not guarantee, or Gram groups that do not add up.
+    pub(crate) fn new<'a>(
+        config: &MuonConfig,
+        inputs: impl IntoIterator<Item = PlanInput<'a>>,
+    ) -> Result<Self> {
+        let mut buckets: Vec<Bucket> = Vec::new();
+        for input in inputs {
+            for (matrix, &block) in input.blocks.iter().enumerate() {
+                let planned = PlannedMatrix { param: input.param, matrix, block };
+                let bucket = Self::treat(config, input.rule, block.shape)
+                    .context(|| format!("plan of `{}` [{}]", input.name, block.shape))?;
+                match buckets.iter_mut().find(|b| b.is_treated_as(&bucket)) {
+                    Some(b) => b.matrices.push(planned),
+                    None => buckets.push(Bucket { matrices: vec![planned], ..bucket }),
+                }
+            }
+        }
+        let chunks = Self::chunk(config, &mut buckets);
+        Ok(Self { precision: config.precision, buckets, chunks })
+    }
+
+    fn treat(config: &MuonConfig, rule: &MuonRule, shape: MatrixShape) -> Result<Bucket> {
+        let (treatment, method, reason) = match &rule.orthogonalizer {
+            Orthogonalizer::Identity => {
+                (Treatment::Identity, None, "the direction itself is the update".into())
+            }
+            Orthogonalizer::Frobenius => {
+                (Treatment::Frobenius, None, "unit Frobenius norm: gradient descent".into())
+            }
+            Orthogonalizer::ExactSvd => {
+                (Treatment::ExactSvd, None, "singular value decomposition in f64".into())
+            }
+            Orthogonalizer::Polynomial { schedule, iterations } => {
+                let prepared = PreparedSchedule::new(schedule, *iterations, config.precision)?;
+                let (method, why) = prepared.method(&rule.method, config.precision, shape);
+                let recipe = Recipe::new(&prepared.schedule, &method)?;
+                let reason = match prepared.added_safety {
+                    Some(s) => format!(
+                        "{why}; coefficients divided by safety {s}, without which they leave no room for {} rounding",
+                        config.precision
+                    ),
+                    None => why,
+                };
+                (Treatment::Polynomial { recipe, safety: prepared.safety }, Some(method), reason)
+            }
+        };
+        Ok(Bucket {
+            shape,
+            treatment,
+            norm_floor: rule.norm_floor,
+            orthogonalizer: rule.orthogonalizer.name(),
+            method,
+            reason,
+            matrices: Vec::new(),
+            slots: 0,
+        })
+    }
+
+    /// Fewest chunks that keep the workspace under the limit, every bucket spread evenly over them.
+    fn chunk(config: &MuonConfig, buckets: &mut [Bucket]) -> usize {
+        let most = buckets.iter().map(|b| b.matrices.len()).max().unwrap_or(1);
+        let bytes = |chunks: usize| -> usize {
+            buckets
+                .iter()
+                .map(|b| {
+                    b.matrices
+                        .len()
+                        .div_ceil(chunks)
+                        .saturating_mul(b.workspace_elements())
+                        .saturating_mul(config.precision.bytes())
+                })
+                .fold(0, usize::saturating_add)
+        };
+        let chunks =
+            (1..=most).find(|&c| bytes(c) <= config.workspace_limit).unwrap_or(most).max(1);
+        for b in buckets {
+            b.slots = b.matrices.len().div_ceil(chunks);
+        }
+        chunks
+    }
+
+    /// What the iterate is stored in.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The buckets, in order of first registration.
+    #[must_use]
+    pub fn buckets(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    /// How often the workspace is filled in one step.
+    #[must_use]
+    pub fn chunks(&self) -> usize {
+        self.chunks
+    }
+
+    /// GEMM FLOPs of a step, symmetric products by one triangle.
+    #[must_use]
+    pub fn flops(&self) -> u64 {
+        self.buckets.iter().map(Bucket::flops).sum()
+    }
+
+    /// Elements under the Muon rule.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.buckets.iter().map(|b| b.shape.len() * b.matrices.len()).sum()
+    }
+
+    /// Bytes of workspace at the iterate's element size. The CPU device keeps emulated 16-bit numbers in
+    /// f32 and needs twice as much for them.
+    #[must_use]
+    pub fn workspace_bytes(&self) -> usize {
+        self.buckets.iter().map(|b| b.slots * b.workspace_elements() * self.precision.bytes()).sum()
+    }
+
+    /// Which matrices of a bucket belong to a chunk.
+    pub(crate) fn segment(bucket: &Bucket, chunk: usize) -> &[PlannedMatrix] {
+        let start = (chunk * bucket.slots).min(bucket.matrices.len());
+        let end = (start + bucket.slots).min(bucket.matrices.len());
+        &bucket.matrices[start..end]
+    }
+}
+
+/// A schedule with the asked number of iterations, made safe for a precision.
+pub(crate) struct PreparedSchedule {
+    pub schedule: CoefficientSchedule,
+    /// Of the normalisation.
+    pub safety: f64,
+    pub added_safety: Option<f64>,
+}
+
+impl PreparedSchedule {
+    /// # Errors
+    /// An `Exact` schedule asked for another length, or one that its normalisation does not keep safe.
+    pub(crate) fn new(
+        schedule: &CoefficientSchedule,
+        iterations: Option<usize>,
+        precision: Precision,
+    ) -> Result<Self> {
+        let schedule = match iterations {
+            Some(n) => schedule.with_iterations(n)?,
+            None => schedule.clone(),
+        };
+        let (schedule, added_safety) = schedule.for_precision(precision.unit_roundoff())?;
+        let safety = match schedule.normalization() {
+            Normalization::Frobenius { safety } => safety,
+            Normalization::Aol => 1.0,
+        };
+        Ok(Self { schedule, safety, added_safety })
+    }
+
+    /// The method for one shape, and why.
+    pub(crate) fn method(
+        &self,
+        choice: &MethodChoice,
+        precision: Precision,
+        shape: MatrixShape,
+    ) -> (Method, String) {
+        match choice {
+            MethodChoice::Standard => (Method::Standard, "standard form, as configured".into()),
+            MethodChoice::Gram(groups) => (
+                Method::Gram { groups: groups.clone() },
+                "Gram form, as configured; its rounding error is the configuration's responsibility".into(),
+            ),
+            MethodChoice::Auto => {
+                let c = method::choose(&self.schedule, precision, shape);
+                (c.method, c.reason)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} matrices in {} buckets, {} chunk(s), iterate {}, {:.3} GFLOP, workspace {:.1} MiB",
+            self.buckets.iter().map(|b| b.matrices.len()).sum::<usize>(),
+            self.buckets.len(),
+            self.chunks,
+            self.precision,
+            self.flops() as f64 / 1e9,
+            self.workspace_bytes() as f64 / f64::from(1 << 20),
+        )?;
+        for b in &self.buckets {
+            let method = b.method.as_ref().map(|m| format!(", {m}")).unwrap_or_default();
+            writeln!(
+                f,
+                "  {} x [{}]: {}{method}, {:.3} GFLOP ({})",
+                b.matrices.len(),
+                b.shape,
+                b.orthogonalizer,
+                b.flops() as f64 / 1e9,
+                b.reason
+            )?;
+        }
+        Ok(())
+    }
+}
