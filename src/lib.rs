@@ -12,6 +12,7 @@ mod plan;
 mod precision;
 pub mod recipe;
 pub mod reference;
+mod rounding;
 mod scale;
 mod shape;
 

@@ -4,6 +4,7 @@ mod buffers;
 mod elementwise;
 mod execute;
 mod passes;
+mod tile;
 
 use std::fmt;
 
