@@ -299,7 +299,8 @@ impl HostBuffer {
 /// A parameter's state on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StateData {
-    /// In the order of [`StateSpec::buffers`]. A master copy that does not exist yet (no step taken) is absent.
+    /// In the order of [`StateSpec::buffers`]. A master copy may be absent: the next step makes it from the
+    /// parameter.
     pub buffers: Vec<(&'static str, HostBuffer)>,
     /// Steps and skips.
     pub counters: Counters,

@@ -1,5 +1,8 @@
 //! The Muon optimizer for Rust.
 
+#[cfg(feature = "candle")]
+pub mod candle;
+pub mod checkpoint;
 pub mod coefficients;
 mod config;
 mod cpu;
@@ -13,8 +16,11 @@ mod precision;
 pub mod recipe;
 pub mod reference;
 mod rounding;
+mod routing;
 mod scale;
 mod shape;
+mod state;
+pub mod verify;
 
 pub use coefficients::{CoefficientSchedule, Normalization, OddPolynomial, Tail};
 pub use config::{
@@ -34,5 +40,7 @@ pub use optimizer::{
 };
 pub use plan::{Bucket, Plan, PlannedMatrix, Treatment};
 pub use precision::{Dtype, Precision};
+pub use routing::{Decision, RoutingRule};
 pub use scale::UpdateScale;
 pub use shape::{Block, Layout, MatrixShape, Orientation, Split};
+pub use state::Checkpoint;

@@ -36,9 +36,9 @@ static OWNERS: AtomicU64 = AtomicU64::new(0);
 /// What is registered about a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamSpec {
-    name: String,
-    shape: Vec<usize>,
-    dtype: Dtype,
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) dtype: Dtype,
     layout: Layout,
     split: Split,
 }
@@ -743,6 +743,10 @@ impl<D: Device> Muon<D> {
     /// A failure of earlier, asynchronous work.
     pub fn synchronize(&mut self) -> Result<()> {
         self.device.synchronize()
+    }
+
+    pub(crate) fn params(&self) -> &[Param] {
+        &self.params
     }
 
     /// What [`crate::checkpoint`] needs: parameters, their modes, their states, and the device.

@@ -56,16 +56,6 @@ impl UpdateScale {
             _ => Ok(()),
         }
     }
-
-    pub(crate) fn name(self) -> String {
-        match self {
-            Self::Original => "original".into(),
-            Self::MatchRmsAdamW => "match_rms_adamw".into(),
-            Self::Spectral => "spectral".into(),
-            Self::None => "none".into(),
-            Self::Custom(f) => format!("custom({f})"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ impl Block {
 /// # Errors
 /// Fewer than 2 or more than 4 dimensions, a zero dimension, an element count that overflows, split sizes
 /// that do not add up to fan-out, or a convolution stored input-first.
-pub fn blocks(shape: &[usize], layout: Layout, split: &Split) -> Result<Vec<Block>> {
+pub(crate) fn blocks(shape: &[usize], layout: Layout, split: &Split) -> Result<Vec<Block>> {
     let count = element_count(shape)?;
     if count == 0 {
         return Err(Error::shape_mismatch(

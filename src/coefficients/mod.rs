@@ -1,9 +1,18 @@
 //! Odd polynomials, schedules of them (one polynomial an iteration), and what a schedule can tell
 //! about itself.
 
+mod factor;
+mod file;
+pub mod generate;
+mod linear;
 mod polynomial;
 pub mod presets;
+mod properties;
+mod roots;
 mod schedule;
 
-pub use polynomial::{NonicFactors, OddPolynomial};
+pub use factor::NonicFactors;
+pub use generate::{Generator, Provenance};
+pub use polynomial::OddPolynomial;
+pub use properties::{GemmCost, LIFTED, PRESET_SAFETY, SAFE_IMAGE, ScheduleProperties};
 pub use schedule::{CoefficientSchedule, Normalization, Tail};

@@ -1,5 +1,7 @@
-//! One odd polynomial of degree 3, 5 or 9: evaluation, range, and the factored form of degree 9.
+//! One odd polynomial of degree 3, 5 or 9: evaluation, derivative, and the exact image of an
+//! interval.
 
+use super::roots;
 use crate::error::{Error, Result};
 
 /// An odd polynomial `p(x) = c1·x + c3·x³ + c5·x⁵ (+ c7·x⁷ + c9·x⁹)`.
@@ -11,26 +13,6 @@ pub struct OddPolynomial {
     coefficients: [f64; 5],
     /// Number of coefficients in use: 2, 3 or 5.
     len: usize,
-}
-
-/// A degree-9 polynomial as `x·((Z₁ + a₁)(Z₂ + a₂))` with `Zᵢ` quadratics in `y = x²` without constant term.
-///
-/// `Z₁ = s·(y² + p₁·y)`, `Z₂ = s·sign·(y² + p₂·y)`. The constants `a₁`, `a₂` multiply an identity that
-/// is never formed: that is what keeps the evaluation accurate in 16 bit (NUMERICS.md).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NonicFactors {
-    /// `√|c9|`.
-    pub s: f64,
-    /// Sign of `c9`.
-    pub sign: f64,
-    /// Linear coefficient of the first quadratic.
-    pub p1: f64,
-    /// Linear coefficient of the second quadratic.
-    pub p2: f64,
-    /// Constant of the first factor, `s·q₁`.
-    pub a1: f64,
-    /// Constant of the second factor, `s·sign·q₂`.
-    pub a2: f64,
 }
 
 impl OddPolynomial {
@@ -78,14 +60,52 @@ impl OddPolynomial {
     /// `p(x)`, by Horner's rule in `x²`.
     #[must_use]
     pub fn eval(&self, x: f64) -> f64 {
-        let y = x * x;
-        self.coefficients().iter().rev().fold(0.0, |acc, c| acc * y + c) * x
+        roots::eval(self.coefficients(), x * x) * x
+    }
+
+    /// `p'(x) = c1 + 3·c3·x² + 5·c5·x⁴ + …`.
+    #[must_use]
+    pub fn derivative(&self, x: f64) -> f64 {
+        roots::eval(&self.derivative_in_square()[..self.len], x * x)
     }
 
     /// Derivative at zero: the gain of small singular values.
     #[must_use]
     pub fn slope(&self) -> f64 {
         self.coefficients[0]
+    }
+
+    /// `(min, max)` of `p` over the interval between `lo` and `hi`, exact up to rounding of `p`
+    /// itself.
+    ///
+    /// Extrema are at the ends or at roots of `p'`, which is a polynomial in `y = x²`; all its
+    /// roots in the interval are isolated, none is sampled for. The image of an interval under a
+    /// continuous map is an interval, so images compose exactly. An end that is not finite, or so
+    /// large that `p` is not a number there, gives `(−∞, ∞)`.
+    #[must_use]
+    pub fn image(&self, lo: f64, hi: f64) -> (f64, f64) {
+        if !(lo.is_finite() && hi.is_finite()) {
+            return (f64::NEG_INFINITY, f64::INFINITY);
+        }
+        let (lo, hi) = (lo.min(hi), lo.max(hi));
+        let (at_lo, at_hi) = (self.eval(lo), self.eval(hi));
+        if at_lo.is_nan() || at_hi.is_nan() {
+            return (f64::NEG_INFINITY, f64::INFINITY);
+        }
+        let mut image = (at_lo.min(at_hi), at_lo.max(at_hi));
+        let outer = lo.abs().max(hi.abs());
+        let inner = if lo <= 0.0 && hi >= 0.0 { 0.0 } else { lo.abs().min(hi.abs()) };
+        let slopes = self.derivative_in_square();
+        for y in roots::in_interval(&slopes[..self.len], inner * inner, outer * outer) {
+            let x = y.sqrt();
+            for x in [-x, x] {
+                if lo < x && x < hi {
+                    let value = self.eval(x);
+                    image = (image.0.min(value), image.1.max(value));
+                }
+            }
+        }
+        image
     }
 
     /// `x ↦ p(x / s)`: the polynomial for an input that is `s` times larger.
@@ -100,96 +120,113 @@ impl OddPolynomial {
         out
     }
 
-    /// The factored form of a degree-9 polynomial; lower degrees are extended by zeros only in
-    /// theory, so ask for it at degree 9.
-    ///
-    /// Any real quartic splits into two real quadratics: complex roots pair with their conjugates,
-    /// real ones with each other. Roots by simultaneous (Durand–Kerner) iteration, exact to a few ulp.
+    /// `x ↦ s·p(x)`.
     #[must_use]
-    pub fn nonic_factors(&self) -> NonicFactors {
-        let [b0, b1, b2, b3, lead] = self.coefficients;
-        let monic = [b0 / lead, b1 / lead, b2 / lead, b3 / lead];
-        let mut roots = quartic_roots(monic);
-        // Complex pairs first (largest imaginary part), conjugates adjacent, then real roots in order.
-        roots.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()).then(a.0.total_cmp(&b.0)));
-        let pair = |a: (f64, f64), b: (f64, f64)| (-(a.0 + b.0), a.0 * b.0 - a.1 * b.1);
-        let (p1, q1) = pair(roots[0], roots[1]);
-        let (p2, q2) = pair(roots[2], roots[3]);
-        let (s, sign) = (lead.abs().sqrt(), lead.signum());
-        NonicFactors { s, sign, p1, p2, a1: s * q1, a2: s * sign * q2 }
+    pub fn with_output_scale(&self, s: f64) -> Self {
+        let mut out = *self;
+        for c in &mut out.coefficients {
+            *c *= s;
+        }
+        out
     }
-}
 
-/// Complex roots of `y⁴ + m[3]·y³ + m[2]·y² + m[1]·y + m[0]`.
-fn quartic_roots(m: [f64; 4]) -> [(f64, f64); 4] {
-    type C = (f64, f64);
-    let mul = |a: C, b: C| (a.0 * b.0 - a.1 * b.1, a.0 * b.1 + a.1 * b.0);
-    let sub = |a: C, b: C| (a.0 - b.0, a.1 - b.1);
-    let div = |a: C, b: C| {
-        let n = b.0 * b.0 + b.1 * b.1;
-        ((a.0 * b.0 + a.1 * b.1) / n, (a.1 * b.0 - a.0 * b.1) / n)
-    };
-    let eval = |y: C| {
-        let mut acc = (1.0, 0.0);
-        for c in m.iter().rev() {
-            acc = mul(acc, y);
-            acc.0 += c;
-        }
-        acc
-    };
-    let radius = 1.0 + m.iter().fold(0.0f64, |a, c| a.max(c.abs())).min(1e3);
-    let mut z: [C; 4] = [(1.0, 0.0), (0.4, 0.9), (-0.65, 0.72), (-0.908, -0.297)]
-        .map(|(re, im)| (re * radius * 0.5, im * radius * 0.5));
-    for _ in 0..500 {
-        for i in 0..4 {
-            let mut denominator = (1.0, 0.0);
-            for j in 0..4 {
-                if j != i {
-                    denominator = mul(denominator, sub(z[i], z[j]));
-                }
-            }
-            if denominator != (0.0, 0.0) {
-                z[i] = sub(z[i], div(eval(z[i]), denominator));
-            }
-        }
+    /// Coefficients of `p'` in `y = x²`, lowest degree first.
+    fn derivative_in_square(&self) -> [f64; 5] {
+        let [c1, c3, c5, c7, c9] = self.coefficients;
+        [c1, 3.0 * c3, 5.0 * c5, 7.0 * c7, 9.0 * c9]
     }
-    // Real coefficients: what is conjugate up to rounding is made exactly so, what is real, real.
-    for i in 0..4 {
-        if z[i].1.abs() < 1e-9 * z[i].0.abs() {
-            z[i].1 = 0.0;
-        }
-    }
-    z
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
-    fn factored_nonic_is_the_polynomial() {
-        for row in [
-            [14.9589885, -146.534689, 487.681366, -626.885416, 272.752193],
-            [6.81879633, -16.5177152, 13.9678397, -4.589376, 0.511560758],
-            [4.31062191, -9.15352302, 8.25338589, -3.04534019, 0.389342493],
-            [1.0, -10.0, 35.0, -50.0, 24.0],
-            [-2.0, 1.0, 0.5, 3.0, -1.0],
-        ] {
-            let p = OddPolynomial::new(&row).unwrap();
-            let f = p.nonic_factors();
-            for i in 0..=100 {
-                let x = f64::from(i) * 0.011;
-                let y = x * x;
-                let z1 = f.s * (y * y + f.p1 * y);
-                let z2 = f.s * f.sign * (y * y + f.p2 * y);
-                let found = x * (z1 + f.a1) * (z2 + f.a2);
-                // The terms reach 1e3 at x = 1; eight significant digits below that are rounding.
-                assert!(
-                    (found - p.eval(x)).abs() < 1e-10 * 1e3,
-                    "{row:?} at {x}: {found} {}",
-                    p.eval(x)
-                );
+    fn classical_cubic_at_known_points() {
+        let p = OddPolynomial::new(&[1.5, -0.5]).unwrap();
+        // 1.5·x − 0.5·x³ in numbers that are exact in binary.
+        assert_eq!(p.eval(1.0), 1.0);
+        assert_eq!(p.eval(-0.5), -0.6875);
+        assert_eq!(p.derivative(1.0), 0.0);
+        assert_eq!(p.derivative(2.0), -4.5);
+        // Maximum 1 at x = 1, sign change at √3: p(2) = −1.
+        assert_eq!(p.image(0.0, 2.0), (-1.0, 1.0));
+        assert_eq!(p.image(2.0, 0.0), (-1.0, 1.0));
+        assert_eq!(p.image(-2.0, 0.5), (-1.0, 1.0));
+        assert_eq!(p.image(0.25, 0.5), (0.375 - 0.0078125, 0.6875));
+    }
+
+    #[test]
+    fn jordan_extrema_are_where_the_quadratic_formula_puts_them() {
+        let (a, b, c) = (3.4445f64, -4.7750f64, 2.0315f64);
+        let p = OddPolynomial::new(&[a, b, c]).unwrap();
+        let root = (9.0 * b * b - 20.0 * a * c).sqrt();
+        let low = ((-3.0 * b + root) / (10.0 * c)).sqrt();
+        let high = ((-3.0 * b - root) / (10.0 * c)).sqrt();
+        let (min, max) = p.image(high, 1.2);
+        // Both extrema are flat, so the error of the point enters squared: rounding of p only.
+        assert!((max - p.eval(high)).abs() < 4.0 * f64::EPSILON, "{max} {}", p.eval(high));
+        assert!((min - p.eval(low)).abs() < 4.0 * f64::EPSILON, "{min} {}", p.eval(low));
+    }
+
+    #[test]
+    fn degenerate_polynomials_and_ends() {
+        let zero = OddPolynomial::new(&[0.0, 0.0, 0.0, 0.0, 0.0]).unwrap();
+        assert_eq!(zero.image(-3.0, 2.0), (0.0, 0.0));
+        let line = OddPolynomial::new(&[2.0, 0.0]).unwrap();
+        assert_eq!(line.image(-3.0, 2.0), (-6.0, 4.0));
+        assert_eq!(line.image(0.0, f64::NAN), (f64::NEG_INFINITY, f64::INFINITY));
+        let p = OddPolynomial::new(&[1.0, -1.0, 1.0]).unwrap();
+        let (min, max) = p.image(0.0, 1e200);
+        assert_eq!((min, max), (0.0, f64::INFINITY));
+        assert!(OddPolynomial::new(&[1.0]).is_err());
+        assert!(OddPolynomial::new(&[1.0; 4]).is_err());
+        assert!(OddPolynomial::new(&[1.0, f64::INFINITY]).unwrap_err().is_invalid_config());
+    }
+
+    fn any_polynomial() -> impl Strategy<Value = OddPolynomial> {
+        (0usize..3, proptest::array::uniform5(-20.0f64..20.0))
+            .prop_map(|(len, c)| OddPolynomial::new(&c[..[2, 3, 5][len]]).unwrap())
+    }
+
+    proptest! {
+        /// The image holds every value and both its ends are taken (to the curvature of a 1e-4
+        /// grid).
+        #[test]
+        fn image_is_the_range_on_a_fine_grid(
+            p in any_polynomial(), a in -1.2f64..1.2, b in -1.2f64..1.2,
+        ) {
+            let (lo, hi) = (a.min(b), a.max(b));
+            let (min, max) = p.image(lo, hi);
+            let (mut seen_min, mut seen_max) = (f64::INFINITY, f64::NEG_INFINITY);
+            let steps = 20_000;
+            for i in 0..=steps {
+                let v = p.eval(lo + (hi - lo) * f64::from(i) / f64::from(steps));
+                seen_min = seen_min.min(v);
+                seen_max = seen_max.max(v);
             }
+            // Values reach 5·20·1.2⁹ = 516, roundings 1e-13; between grid points (h = 1.2e-4) a
+            // value exceeds both neighbours by at most h²/8·|p''| with |p''| ≤ 20·Σ
+            // k(k−1)·1.2^(k−2) = 9e3.
+            prop_assert!(seen_min >= min - 1e-11 && seen_max <= max + 1e-11);
+            prop_assert!(seen_min <= min + 2e-5 && seen_max >= max - 2e-5);
+        }
+
+        /// `p'` is the limit of the central difference; its error is h²/6·|p'''| + rounding/h.
+        #[test]
+        fn derivative_is_the_difference_quotient(p in any_polynomial(), x in -1.0f64..1.0) {
+            let h = 1e-5;
+            let quotient = (p.eval(x + h) - p.eval(x - h)) / (2.0 * h);
+            // |p'''| ≤ 20·(6 + 60 + 210 + 504) = 15600, rounding 100·1e-16/1e-5.
+            prop_assert!((p.derivative(x) - quotient).abs() < 1e-10 * 15600.0 / 6.0 + 1e-8);
+        }
+
+        #[test]
+        fn input_scale_divides_the_argument(p in any_polynomial(), x in -1.0f64..1.0) {
+            let scaled = p.with_input_scale(1.25);
+            // Five terms of at most 20, a few roundings each.
+            prop_assert!((scaled.eval(x) - p.eval(x / 1.25)).abs() < 100.0 * 8.0 * f64::EPSILON);
         }
     }
 }

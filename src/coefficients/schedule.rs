@@ -1,6 +1,7 @@
-//! A coefficient schedule: one odd polynomial per iteration, with its normalisation, tail rule and source.
+//! A coefficient schedule: one odd polynomial per iteration, with its normalisation, tail rule and
+//! source.
 
-use super::OddPolynomial;
+use super::{OddPolynomial, Provenance};
 use crate::error::{Error, Result};
 
 /// How the iterate is scaled before the first polynomial.
@@ -34,6 +35,7 @@ pub struct CoefficientSchedule {
     normalization: Normalization,
     tail: Tail,
     source: String,
+    provenance: Option<Provenance>,
 }
 
 impl CoefficientSchedule {
@@ -61,10 +63,11 @@ impl CoefficientSchedule {
             && !(safety.is_finite() && safety >= 1.0)
         {
             return Err(Error::invalid_config(format!(
-                "coefficient schedule `{name}`: safety must be finite and at least 1, found `{safety}`"
+                "coefficient schedule `{name}`: safety must be finite and at least 1, found \
+                 `{safety}`"
             )));
         }
-        Ok(Self { name, polynomials, normalization, tail, source: source.into() })
+        Ok(Self { name, polynomials, normalization, tail, source: source.into(), provenance: None })
     }
 
     /// A preset: the tables are this crate's own, and a test checks them.
@@ -75,7 +78,14 @@ impl CoefficientSchedule {
         tail: Tail,
         source: &str,
     ) -> Self {
-        Self { name: name.into(), polynomials, normalization, tail, source: source.into() }
+        Self {
+            name: name.into(),
+            polynomials,
+            normalization,
+            tail,
+            source: source.into(),
+            provenance: None,
+        }
     }
 
     /// The name it is known by in files, plans and checkpoints.
@@ -108,6 +118,31 @@ impl CoefficientSchedule {
         &self.source
     }
 
+    /// The record this schedule can be regenerated from, if it was generated.
+    #[must_use]
+    pub fn provenance(&self) -> Option<&Provenance> {
+        self.provenance.as_ref()
+    }
+
+    /// The same schedule with that record.
+    #[must_use]
+    pub fn with_provenance(mut self, provenance: Provenance) -> Self {
+        self.provenance = Some(provenance);
+        self
+    }
+
+    /// The schedule with its polynomials computed again from its record; `None` without a record.
+    ///
+    /// Equal to the schedule itself bit for bit on the machine that made it.
+    ///
+    /// # Errors
+    /// A record that cannot be carried out; see [`Provenance::polynomials`].
+    pub fn regenerate(&self) -> Result<Option<Self>> {
+        let Some(provenance) = &self.provenance else { return Ok(None) };
+        let polynomials = provenance.polynomials()?;
+        Ok(Some(Self { polynomials, ..self.clone() }))
+    }
+
     /// The polynomial composition at `x`.
     #[must_use]
     pub fn eval(&self, x: f64) -> f64 {
@@ -127,36 +162,52 @@ impl CoefficientSchedule {
         }
         if self.tail == Tail::Exact && iterations != self.polynomials.len() {
             return Err(Error::invalid_config(format!(
-                "coefficient schedule `{}` has exactly {} iterations (its polynomials were made for each \
-                 other), found a request for `{iterations}`; use `polar_express_raw`, whose tail repeats, \
-                 or generate a schedule of that length",
+                "coefficient schedule `{}` has exactly {} iterations (its polynomials were made \
+                 for each other), found a request for `{iterations}`; use `polar_express_raw`, \
+                 whose tail repeats, or generate a schedule of that length",
                 self.name,
                 self.polynomials.len()
             )));
         }
         let mut out = self.clone();
         let last = self.polynomials[self.polynomials.len() - 1];
-        out.polynomials.resize(iterations, last);
+        if iterations != out.polynomials.len() {
+            out.polynomials.resize(iterations, last);
+            // The record describes the schedule it was made with, not a part of it.
+            out.provenance = None;
+        }
         Ok(out)
     }
 
-    /// Every polynomial but the last for an input `s` times larger: `(a/s, b/s³, c/s⁵)`, the rule of
-    /// the Polar Express paper, which leaves room for rounding in every iteration.
-    #[must_use]
-    pub fn with_safety(&self, s: f64) -> Self {
+    /// Every polynomial but the last for an input `s` times larger: `(a/s, b/s³, c/s⁵)`, the rule
+    /// of the Polar Express paper, which leaves room for rounding in every iteration.
+    ///
+    /// A schedule of one polynomial has that one guarded. Choose the number of iterations first: a
+    /// repeated last polynomial is guarded where it is not the last.
+    ///
+    /// # Errors
+    /// A safety that is not finite or below 1.
+    ///
+    /// # Sources
+    /// arXiv 2505.16932, listing of the authors: `(a/1.01, b/1.01³, c/1.01⁵)` for all but the last
+    /// row.
+    pub fn with_safety(&self, s: f64) -> Result<Self> {
+        if !(s.is_finite() && s >= 1.0) {
+            return Err(Error::invalid_config(format!(
+                "coefficient schedule `{}`: safety must be finite and at least 1, found `{s}`",
+                self.name
+            )));
+        }
         let mut out = self.clone();
-        let guarded = out.polynomials.len().saturating_sub(1);
-        for p in &mut out.polynomials[..guarded.max(1)] {
+        let guarded = out.polynomials.len().saturating_sub(1).max(1);
+        for p in &mut out.polynomials[..guarded] {
             *p = p.with_input_scale(s);
         }
         out.name = format!("{}/{s}", self.name);
-        out
-    }
-
-    /// stub
-    /// # Errors
-    /// none
-    pub fn for_precision(&self, _unit_roundoff: f64) -> Result<(Self, Option<f64>)> {
-        Ok((self.clone(), None))
+        out.source = format!("{}; divided by (s, s³, …), s = {s}, but for the last", self.source);
+        if let Some(provenance) = &mut out.provenance {
+            provenance.input_safety.push(s);
+        }
+        Ok(out)
     }
 }

@@ -29,6 +29,11 @@ impl MatrixBuffers {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn small(&self) -> &[Vec<f32>] {
+        &self.small
+    }
+
     /// For orthogonalizers that work in place.
     pub(super) fn direction_only(shape: MatrixShape) -> Self {
         Self { x: [vec![0.0; shape.len()], Vec::new()], small: Vec::new() }

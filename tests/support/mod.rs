@@ -1,6 +1,7 @@
 //! Seeded inputs and a small harness that steps an optimizer and the f64 oracle side by side.
 #![allow(
     dead_code,
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,

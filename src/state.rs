@@ -1,0 +1,428 @@
+//! Checkpoints of an optimizer: every buffer by parameter name, with the modes that give it meaning; and the
+//! exchange of state with PyTorch.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::checkpoint::{Reader, TensorFile, TensorFileWriter, Writer};
+use crate::config::{MomentumMode, Rule};
+use crate::device::{Counters, Device, HostBuffer, StateData, StateRule};
+use crate::error::{Error, Result, ResultExt};
+use crate::optimizer::{Muon, Param};
+use crate::precision::Dtype;
+
+/// Prefix of the optimizer's tensors in a checkpoint.
+const OPTIMIZER: &str = "optimizer/";
+/// Prefix of the caller's.
+const USER: &str = "user/";
+
+/// The state of an optimizer on the host, with whatever else a trainer must resume from.
+///
+/// # Example
+/// ```
+/// use muon_cuda::{Checkpoint, Cpu, HostBuffer, Muon, MuonConfig, MuonRule, ParamSpec};
+///
+/// let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+/// let hidden = muon.add_group("hidden", MuonRule::default())?;
+/// muon.add_param(hidden, ParamSpec::new("w", &[2, 3]))?;
+///
+/// let mut checkpoint = muon.checkpoint()?;
+/// checkpoint.insert("w", &[2, 3], HostBuffer::F32(vec![0.0; 6]));   // the trainer's own weights
+/// checkpoint.note = serde_json::json!({ "epoch": 3 });
+/// let path = std::env::temp_dir().join("muon-doc.safetensors");
+/// checkpoint.save(&path)?;
+///
+/// let checkpoint = Checkpoint::load(&path)?;
+/// muon.restore(&checkpoint)?;
+/// assert_eq!(checkpoint.note["epoch"], 3);
+/// assert_eq!(checkpoint.tensor("w", &[2, 3])?, &HostBuffer::F32(vec![0.0; 6]));
+/// # std::fs::remove_file(&path).ok();
+/// # Ok::<(), muon_cuda::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkpoint {
+    /// Anything JSON: data order, seeds, counters of the trainer. Numbers that may be NaN belong into tensors.
+    pub note: Value,
+    params: Vec<SavedParam>,
+    states: Vec<StateData>,
+    user: BTreeMap<String, (Vec<usize>, HostBuffer)>,
+}
+
+/// PyTorch counts steps in f32, which is exact below this.
+const LARGEST_STEP: u64 = 1 << 24;
+
+/// What identifies a parameter's state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedParam {
+    name: String,
+    shape: Vec<usize>,
+    dtype: String,
+    /// Kind of rule and momentum mode.
+    modes: String,
+    /// Name and element type of each buffer.
+    buffers: Vec<(String, String)>,
+    steps: u64,
+    skipped: Vec<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    params: Vec<SavedParam>,
+    user: Vec<(String, Vec<usize>, String)>,
+    note: Value,
+}
+
+impl Checkpoint {
+    /// Adds a tensor of the caller's, such as a model weight; an earlier one of that name is replaced.
+    pub fn insert(&mut self, name: impl Into<String>, shape: &[usize], buffer: HostBuffer) {
+        self.user.insert(name.into(), (shape.to_vec(), buffer));
+    }
+
+    /// A tensor of the caller's.
+    ///
+    /// # Errors
+    /// A name that is not there, or another shape.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<&HostBuffer> {
+        let (found, buffer) = self.user.get(name).ok_or_else(|| {
+            Error::unknown_name("tensor", name, self.user.keys().map(String::as_str))
+        })?;
+        if found != shape {
+            return Err(Error::shape_mismatch(
+                format!("tensor `{name}`"),
+                format!("{shape:?}"),
+                format!("{found:?}"),
+            ));
+        }
+        Ok(buffer)
+    }
+
+    /// Writes the checkpoint; a crash at any moment leaves the old file or the new one.
+    ///
+    /// # Errors
+    /// A shape that does not fit its buffer, or a failed file-system call; the old file is untouched.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let content = Content {
+            params: self.params.clone(),
+            user: self
+                .user
+                .iter()
+                .map(|(name, (shape, buffer))| {
+                    (name.clone(), shape.clone(), buffer.dtype().to_string())
+                })
+                .collect(),
+            note: self.note.clone(),
+        };
+        let mut writer = Writer::new(&content)?;
+        for (param, state) in self.params.iter().zip(&self.states) {
+            for (buffer, data) in &state.buffers {
+                add(
+                    &mut writer,
+                    &format!("{OPTIMIZER}{}.{buffer}", param.name),
+                    &param.shape,
+                    data,
+                )?;
+            }
+        }
+        for (name, (shape, data)) in &self.user {
+            add(&mut writer, &format!("{USER}{name}"), shape, data)?;
+        }
+        writer.save(path).context(|| "save checkpoint")
+    }
+
+    /// Reads a checkpoint whole and checks its digest.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is truncated or damaged, is no checkpoint, or lacks what its header lists.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let reader = Reader::load(path)?;
+        let content: Content = reader.content()?;
+        let mut states = Vec::with_capacity(content.params.len());
+        let mut names = Vec::new();
+        for param in &content.params {
+            let mut buffers = Vec::with_capacity(param.buffers.len());
+            for (buffer, dtype) in &param.buffers {
+                let known = ["momentum_buffer", "exp_avg", "exp_avg_sq", "master"];
+                let kind = known.into_iter().find(|k| k == buffer).ok_or_else(|| {
+                    Error::unknown_name("state buffer", buffer, known).context(&param.name)
+                })?;
+                let name = format!("{OPTIMIZER}{}.{buffer}", param.name);
+                buffers.push((kind, read(&reader, &name, &param.shape, dtype)?));
+                names.push(name);
+            }
+            let counters = Counters { steps: param.steps, skipped: param.skipped.clone() };
+            states.push(StateData { buffers, counters });
+        }
+        let mut user = BTreeMap::new();
+        for (name, shape, dtype) in content.user {
+            let stored = format!("{USER}{name}");
+            let buffer = read(&reader, &stored, &shape, &dtype)?;
+            names.push(stored);
+            user.insert(name, (shape, buffer));
+        }
+        reader.check_names(names.iter().map(String::as_str))?;
+        Ok(Self { note: content.note, params: content.params, states, user })
+    }
+
+    /// Names of the parameters whose state it holds.
+    pub fn param_names(&self) -> impl Iterator<Item = &str> {
+        self.params.iter().map(|p| p.name.as_str())
+    }
+}
+
+fn add<'a>(
+    writer: &mut Writer<'a>,
+    name: &str,
+    shape: &[usize],
+    data: &'a HostBuffer,
+) -> Result<()> {
+    match data {
+        HostBuffer::F32(x) => writer.f32(name, shape, x)?,
+        HostBuffer::Bf16(x) => writer.bf16(name, shape, x)?,
+    };
+    Ok(())
+}
+
+fn read(reader: &Reader, name: &str, shape: &[usize], dtype: &str) -> Result<HostBuffer> {
+    match dtype {
+        "f32" => Ok(HostBuffer::F32(reader.f32(name, shape)?)),
+        "bf16" => Ok(HostBuffer::Bf16(reader.bf16(name, shape)?)),
+        other => Err(Error::dtype_mismatch(format!("tensor `{name}`"), "f32 or bf16", other)),
+    }
+}
+
+impl<D: Device> Muon<D> {
+    /// Copies the whole state to the host; waits for the device.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn checkpoint(&mut self) -> Result<Checkpoint> {
+        let mut params = Vec::new();
+        let mut exported = Vec::new();
+        for position in 0..self.params().len() {
+            let (device, all, states) = self.parts();
+            let state = device.export_state(&states[position])?;
+            let spec = &all[position].spec;
+            let saved = SavedParam {
+                name: spec.name.clone(),
+                shape: spec.shape.clone(),
+                dtype: spec.dtype.to_string(),
+                modes: String::new(),
+                buffers: state
+                    .buffers
+                    .iter()
+                    .map(|(name, data)| ((*name).to_owned(), data.dtype().to_string()))
+                    .collect(),
+                steps: state.counters.steps,
+                skipped: state.counters.skipped.clone(),
+            };
+            let modes = self.modes(&self.params()[position]);
+            params.push(SavedParam { modes, ..saved });
+            exported.push(state);
+        }
+        Ok(Checkpoint { note: Value::Null, params, states: exported, user: BTreeMap::new() })
+    }
+
+    /// Replaces the state of every parameter by the checkpoint's.
+    ///
+    /// The steps that follow are bit for bit those of a run that never stopped. Hyper-parameters are the
+    /// configuration's, not the checkpoint's.
+    ///
+    /// # Errors
+    /// A parameter on one side only, another shape, dtype, rule or momentum mode; the state stays as it was.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let mut states = Vec::with_capacity(checkpoint.params.len());
+        for name in checkpoint.param_names() {
+            if !self.param_names().any(|n| n == name) {
+                return Err(Error::checkpoint(format!(
+                    "the checkpoint has state for `{name}`, which is not registered; register it or remove it from \
+                     the run that wrote the checkpoint"
+                )));
+            }
+        }
+        for position in 0..self.params().len() {
+            let param = &self.params()[position];
+            let name = &param.spec.name;
+            let Some(i) = checkpoint.params.iter().position(|p| p.name == *name) else {
+                return Err(Error::checkpoint(format!(
+                    "the checkpoint has no state for `{name}`; it holds {} parameters",
+                    checkpoint.params.len()
+                )));
+            };
+            let saved = &checkpoint.params[i];
+            check(param, &self.modes(param), saved).context(|| format!("restore `{name}`"))?;
+            let (device, all, _) = self.parts();
+            let state = device
+                .import_state(&all[position].state, &checkpoint.states[i])
+                .context(|| format!("restore `{}`", saved.name))?;
+            states.push(state);
+        }
+        *self.parts().2 = states;
+        Ok(())
+    }
+
+    /// Writes momentum and AdamW moments as plain safetensors, named and shaped as PyTorch's optimizers hold
+    /// them: `<param>.momentum_buffer`, or `<param>.exp_avg`, `<param>.exp_avg_sq` and `<param>.step`.
+    ///
+    /// `tools/torch_state.py` turns the file into the `state_dict` of `torch.optim.Muon` and `AdamW`.
+    ///
+    /// # Errors
+    /// A group whose momentum is a sum (PyTorch keeps the EMA), or a failed file-system call.
+    pub fn export_torch_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let checkpoint = self.checkpoint()?;
+        if let Some(p) = checkpoint.params.iter().find(|p| p.steps >= LARGEST_STEP) {
+            return Err(Error::unsupported(format!(
+                "`{}` has taken {} steps; PyTorch counts in f32, expected fewer than {LARGEST_STEP}",
+                p.name, p.steps
+            )));
+        }
+        let steps: Vec<[f32; 1]> = checkpoint.params.iter().map(|p| [p.steps as f32]).collect();
+        let mut writer = TensorFileWriter::new();
+        for ((param, state), step) in checkpoint.params.iter().zip(&checkpoint.states).zip(&steps) {
+            refuse_sum(param)?;
+            for (buffer, data) in state.buffers.iter().filter(|(name, _)| *name != "master") {
+                let name = format!("{}.{buffer}", param.name);
+                match data {
+                    HostBuffer::F32(x) => writer.f32(&name, &param.shape, x)?,
+                    HostBuffer::Bf16(x) => writer.bf16(&name, &param.shape, x)?,
+                };
+            }
+            if param.modes == "adamw" {
+                writer.f32(&format!("{}.step", param.name), &[], step)?;
+            }
+        }
+        writer.save(path).context(|| "export PyTorch state")
+    }
+
+    /// Replaces the state of every parameter by PyTorch's, as [`Muon::export_torch_state`] writes it.
+    ///
+    /// Master copies of bf16 parameters are made anew from the parameters at the next step.
+    ///
+    /// # Errors
+    /// A missing tensor, another shape or dtype, a group whose momentum is a sum; the state stays as it was.
+    pub fn import_torch_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let file = TensorFile::load(path)?;
+        let template = self.checkpoint()?;
+        let mut states = Vec::with_capacity(template.params.len());
+        for (position, param) in template.params.iter().enumerate() {
+            refuse_sum(param)?;
+            let (device, all, _) = self.parts();
+            let spec = &all[position].state;
+            let mut buffers = Vec::new();
+            for (name, dtype) in spec.buffers() {
+                if name == "master" {
+                    continue;
+                }
+                let tensor = format!("{}.{name}", param.name);
+                let found = file.shape(&tensor)?;
+                if found != param.shape {
+                    return Err(Error::shape_mismatch(
+                        format!("tensor `{tensor}`"),
+                        format!("{:?}", param.shape),
+                        format!("{found:?}"),
+                    ));
+                }
+                let values = file.f32(&tensor)?;
+                buffers.push((
+                    name,
+                    match dtype {
+                        Dtype::Bf16 => HostBuffer::Bf16(exact_bf16(&tensor, &values)?),
+                        _ => HostBuffer::F32(values),
+                    },
+                ));
+            }
+            let steps = match spec.rule {
+                StateRule::AdamW => step_count(&file, &format!("{}.step", param.name))?,
+                StateRule::Muon { .. } => 0,
+            };
+            let skipped = vec![0; spec.matrices()];
+            let data = StateData { buffers, counters: Counters { steps, skipped } };
+            states.push(
+                device.import_state(spec, &data).context(|| format!("import `{}`", param.name))?,
+            );
+        }
+        *self.parts().2 = states;
+        Ok(())
+    }
+}
+
+/// A state dtype is never narrowed in silence: values that bf16 cannot hold exactly are refused.
+fn exact_bf16(name: &str, values: &[f32]) -> Result<Vec<half::bf16>> {
+    let narrowed: Vec<_> = values.iter().map(|x| half::bf16::from_f32(*x)).collect();
+    if narrowed.iter().zip(values).any(|(b, x)| b.to_f32().to_bits() != x.to_bits()) {
+        return Err(Error::dtype_mismatch(
+            format!("tensor `{name}` (momentum is configured as bf16)"),
+            "values that bf16 holds exactly",
+            "f32 values that would be rounded",
+        ));
+    }
+    Ok(narrowed)
+}
+
+fn step_count(file: &TensorFile, name: &str) -> Result<u64> {
+    let values = file.f32(name)?;
+    match values[..] {
+        [step] if step >= 0.0 && step.fract() == 0.0 && step < LARGEST_STEP as f32 => {
+            format!("{step}").parse().map_err(|e| Error::parse(format!("tensor `{name}`: {e}")))
+        }
+        _ => Err(Error::shape_mismatch(
+            format!("tensor `{name}`"),
+            "one whole number of steps",
+            format!("{values:?}"),
+        )),
+    }
+}
+
+fn refuse_sum(param: &SavedParam) -> Result<()> {
+    if param.modes == Rule::Muon(Box::default()).modes() || param.modes == "adamw" {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "`{}` keeps its momentum as a sum; PyTorch keeps an exponential moving average ({:?})",
+        param.name,
+        MomentumMode::Ema
+    )))
+}
+
+fn check(param: &Param, modes: &str, saved: &SavedParam) -> Result<()> {
+    if saved.shape != param.spec.shape {
+        return Err(Error::shape_mismatch(
+            "shape in the checkpoint",
+            format!("{:?}", param.spec.shape),
+            format!("{:?}", saved.shape),
+        ));
+    }
+    if saved.dtype != param.spec.dtype.to_string() {
+        return Err(Error::dtype_mismatch(
+            "parameter in the checkpoint",
+            param.spec.dtype,
+            &saved.dtype,
+        ));
+    }
+    let expected = param.state.buffers();
+    let found = saved.buffers.iter().map(|(name, _)| name.as_str());
+    if !expected
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|n| *n != "master" || saved.steps > 0)
+        .eq(found)
+    {
+        return Err(Error::checkpoint(format!(
+            "state buffers: expected {:?}, found {:?}",
+            expected.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            saved.buffers.iter().map(|(name, _)| name).collect::<Vec<_>>()
+        )));
+    }
+    if saved.modes != modes {
+        return Err(Error::checkpoint(format!(
+            "its state was made under other modes: expected `{modes}`, found `{}`",
+            saved.modes
+        )));
+    }
+    Ok(())
+}

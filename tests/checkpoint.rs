@@ -1,0 +1,224 @@
+//! Stop and resume, refuse what does not belong, exchange with PyTorch's form.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "tests stop at the first surprise"
+)]
+
+mod support;
+
+use half::bf16;
+use muon_cuda::checkpoint::TensorFile;
+use muon_cuda::{
+    AdamWRule, Bf16Params, Checkpoint, Cpu, Dtype, HostBuffer, MomentumMode, Muon, MuonConfig,
+    MuonRule, ParamId, ParamSpec, Precision, StepOptions, StepTensor,
+};
+use support::{Random, bits, rule};
+
+struct Model {
+    muon: Muon<Cpu>,
+    ids: [ParamId; 3],
+    w: Vec<f32>,
+    h: Vec<bf16>,
+    b: Vec<f32>,
+}
+
+impl Model {
+    fn new(config: MuonConfig, rule: MuonRule) -> Self {
+        let mut muon = Muon::new(Cpu::with_threads(2).unwrap(), config).unwrap();
+        let hidden = muon.add_group("hidden", rule).unwrap();
+        let rest = muon.add_group("rest", AdamWRule::default()).unwrap();
+        let ids = [
+            muon.add_param(hidden, ParamSpec::new("w", &[12, 20])).unwrap(),
+            muon.add_param(hidden, ParamSpec::new("h", &[16, 8]).dtype(Dtype::Bf16)).unwrap(),
+            muon.add_param(rest, ParamSpec::new("b", &[12])).unwrap(),
+        ];
+        let mut random = Random::new(8);
+        let h = random.normals(128).iter().map(|x| bf16::from_f32(*x)).collect();
+        Self { muon, ids, w: random.normals(240), h, b: random.normals(12) }
+    }
+
+    fn steps(&mut self, range: std::ops::Range<u64>) {
+        for step in range {
+            let mut random = Random::new(1000 + step);
+            let (gw, gh, gb) = (random.normals(240), random.normals(128), random.normals(12));
+            let mut tensors = [
+                StepTensor::new(self.ids[0], &mut self.w, &gw),
+                StepTensor::new(self.ids[1], &mut self.h, &gh),
+                StepTensor::new(self.ids[2], &mut self.b, &gb),
+            ];
+            self.muon.step(&StepOptions::default(), &mut tensors).unwrap();
+        }
+    }
+
+    fn all_bits(&self) -> Vec<u32> {
+        let mut out = bits(&self.w);
+        out.extend(bits(&self.b));
+        out.extend(self.h.iter().map(|x| u32::from(x.to_bits())));
+        out
+    }
+}
+
+fn configs() -> Vec<MuonConfig> {
+    let base = MuonConfig::default();
+    vec![
+        base.clone(),
+        MuonConfig { precision: Precision::Bf16, momentum_dtype: Dtype::Bf16, ..base.clone() },
+        MuonConfig { bf16_params: Bf16Params::Stochastic { seed: 5 }, ..base },
+    ]
+}
+
+#[test]
+fn resuming_is_bitwise_never_having_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, config) in configs().into_iter().enumerate() {
+        let mut whole = Model::new(config.clone(), rule("jordan"));
+        whole.steps(0..7);
+
+        let path = dir.path().join(format!("{i}.safetensors"));
+        let mut first = Model::new(config.clone(), rule("jordan"));
+        first.steps(0..3);
+        let mut checkpoint = first.muon.checkpoint().unwrap();
+        checkpoint.insert("w", &[12, 20], HostBuffer::F32(first.w.clone()));
+        checkpoint.insert("h", &[16, 8], HostBuffer::Bf16(first.h.clone()));
+        checkpoint.insert("b", &[12], HostBuffer::F32(first.b.clone()));
+        checkpoint.note = serde_json::json!({ "step": 3 });
+        checkpoint.save(&path).unwrap();
+        drop(first);
+
+        let loaded = Checkpoint::load(&path).unwrap();
+        assert_eq!(loaded, checkpoint);
+        let mut second = Model::new(config, rule("jordan"));
+        second.muon.restore(&loaded).unwrap();
+        let HostBuffer::F32(w) = loaded.tensor("w", &[12, 20]).unwrap() else { panic!("f32") };
+        let HostBuffer::Bf16(h) = loaded.tensor("h", &[16, 8]).unwrap() else { panic!("bf16") };
+        let HostBuffer::F32(b) = loaded.tensor("b", &[12]).unwrap() else { panic!("f32") };
+        (second.w, second.h, second.b) = (w.clone(), h.clone(), b.clone());
+        second.steps(loaded.note["step"].as_u64().unwrap()..7);
+        assert_eq!(second.all_bits(), whole.all_bits(), "configuration {i}");
+        assert_eq!(second.muon.counters(second.ids[0]).unwrap().steps, 7);
+    }
+}
+
+#[test]
+fn equal_state_gives_equal_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let save = |name: &str| {
+        let mut model = Model::new(MuonConfig::default(), rule("jordan"));
+        model.steps(0..2);
+        model.muon.checkpoint().unwrap().save(dir.path().join(name)).unwrap();
+        std::fs::read(dir.path().join(name)).unwrap()
+    };
+    assert_eq!(save("a"), save("b"));
+}
+
+#[test]
+fn what_does_not_belong_is_refused_and_nothing_changes() {
+    let mut model = Model::new(MuonConfig::default(), rule("jordan"));
+    model.steps(0..2);
+    let good = model.muon.checkpoint().unwrap();
+
+    let with = |build: &dyn Fn(&mut Muon<Cpu>)| {
+        let mut muon = Muon::new(Cpu::with_threads(1).unwrap(), MuonConfig::default()).unwrap();
+        build(&mut muon);
+        muon
+    };
+    let register = |muon: &mut Muon<Cpu>, rule: MuonRule, w: &[usize], extra: bool| {
+        let hidden = muon.add_group("hidden", rule).unwrap();
+        let rest = muon.add_group("rest", AdamWRule::default()).unwrap();
+        muon.add_param(hidden, ParamSpec::new("w", w)).unwrap();
+        muon.add_param(hidden, ParamSpec::new("h", &[16, 8]).dtype(Dtype::Bf16)).unwrap();
+        muon.add_param(rest, ParamSpec::new("b", &[12])).unwrap();
+        if extra {
+            muon.add_param(hidden, ParamSpec::new("extra", &[2, 2])).unwrap();
+        }
+    };
+    let sum = MuonRule { momentum_mode: MomentumMode::Sum, ..rule("jordan") };
+    type Case<'a> = (&'a str, Box<dyn Fn(&mut Muon<Cpu>) + 'a>);
+    let cases: [Case<'_>; 5] = [
+        ("modes", Box::new(|m| register(m, sum.clone(), &[12, 20], false))),
+        ("shape", Box::new(|m| register(m, rule("jordan"), &[20, 12], false))),
+        ("`extra`", Box::new(|m| register(m, rule("jordan"), &[12, 20], true))),
+        (
+            "`w`",
+            Box::new(|m| {
+                let hidden = m.add_group("hidden", rule("jordan")).unwrap();
+                m.add_param(hidden, ParamSpec::new("h", &[16, 8]).dtype(Dtype::Bf16)).unwrap();
+            }),
+        ),
+        (
+            "dtype",
+            Box::new(|m| {
+                let hidden = m.add_group("hidden", rule("jordan")).unwrap();
+                let rest = m.add_group("rest", AdamWRule::default()).unwrap();
+                m.add_param(hidden, ParamSpec::new("w", &[12, 20]).dtype(Dtype::Bf16)).unwrap();
+                m.add_param(hidden, ParamSpec::new("h", &[16, 8]).dtype(Dtype::Bf16)).unwrap();
+                m.add_param(rest, ParamSpec::new("b", &[12])).unwrap();
+            }),
+        ),
+    ];
+    for (what, build) in cases {
+        let mut muon = with(&*build);
+        let before = muon.checkpoint().unwrap();
+        let e = muon.restore(&good).unwrap_err();
+        assert!(e.to_string().contains(what), "{what}: {e}");
+        assert_eq!(muon.checkpoint().unwrap(), before, "{what}: the state moved");
+    }
+
+    // bf16 momentum is not f32 momentum.
+    let config = MuonConfig { momentum_dtype: Dtype::Bf16, ..MuonConfig::default() };
+    let e = Model::new(config, rule("jordan")).muon.restore(&good).unwrap_err();
+    assert!(e.is_dtype_mismatch(), "{e}");
+}
+
+#[test]
+fn saving_fails_without_harm() {
+    let mut model = Model::new(MuonConfig::default(), rule("jordan"));
+    let checkpoint = model.muon.checkpoint().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let e = checkpoint.save(dir.path().join("missing/ck.safetensors")).unwrap_err();
+    assert!(e.is_io() && e.to_string().contains("missing"), "{e}");
+    let mut wrong = checkpoint.clone();
+    wrong.insert("x", &[3, 3], HostBuffer::F32(vec![0.0; 8]));
+    let path = dir.path().join("ck.safetensors");
+    checkpoint.save(&path).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let e = wrong.save(&path).unwrap_err();
+    assert!(e.is_shape_mismatch(), "{e}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary is left");
+}
+
+#[test]
+fn pytorch_state_goes_out_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("torch.safetensors");
+    let mut model = Model::new(MuonConfig::default(), rule("jordan"));
+    model.steps(0..3);
+    model.muon.export_torch_state(&path).unwrap();
+    let file = TensorFile::load(&path).unwrap();
+    let mut names: Vec<_> = file.names().collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        ["b.exp_avg", "b.exp_avg_sq", "b.step", "h.momentum_buffer", "w.momentum_buffer"]
+    );
+    assert_eq!(file.f32("b.step").unwrap(), [3.0]);
+
+    // AdamW's step count must come along, or the bias correction starts over.
+    let mut other = Model::new(MuonConfig::default(), rule("jordan"));
+    other.muon.import_torch_state(&path).unwrap();
+    assert_eq!(other.muon.counters(other.ids[2]).unwrap().steps, 3);
+    (other.w, other.b, other.h) = (model.w.clone(), model.b.clone(), model.h.clone());
+    model.steps(3..5);
+    other.steps(3..5);
+    assert_eq!((bits(&model.w), bits(&model.b)), (bits(&other.w), bits(&other.b)));
+
+    let sum = MuonRule { momentum_mode: MomentumMode::Sum, ..rule("jordan") };
+    let mut summed = Model::new(MuonConfig::default(), sum);
+    assert!(summed.muon.export_torch_state(&path).unwrap_err().is_unsupported());
+    assert!(summed.muon.import_torch_state(&path).unwrap_err().is_unsupported());
+    let config = MuonConfig { momentum_dtype: Dtype::Bf16, ..MuonConfig::default() };
+    let e = Model::new(config, rule("jordan")).muon.import_torch_state(&path).unwrap_err();
+    assert!(e.is_dtype_mismatch(), "a momentum must not be rounded in silence: {e}");
+}
