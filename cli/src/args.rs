@@ -1,0 +1,396 @@
+//! The command line: every command, option and help text.
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use muon_cuda::Precision;
+use serde::{Deserialize, Serialize};
+
+use crate::train::config::LrScheduleName;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// The Muon optimizer from the command line
+///
+/// Muon trains the hidden matrices of a network with orthogonalized momentum: the update's singular values
+/// are all driven to about 1 by a few odd polynomials of the matrix, instead of by a singular value
+/// decomposition. These commands train with it, show the polynomials, apply them to files, and check a port
+/// from PyTorch.
+#[derive(Debug, Parser)]
+#[command(
+    name = "muon",
+    version,
+    styles = STYLES,
+    arg_required_else_help = true,
+    after_help = "Start here: muon train. More about a command: muon help COMMAND",
+    after_long_help = "\
+Start here:
+  muon train                              train on handwritten digits and compare optimizers
+  muon schedules                          the polynomials and what they can do
+  muon help train                         everything about one command
+
+Exit codes:
+  0  done, and every check held
+  1  the job failed, or a check did not hold
+  2  the command line asks for something that does not exist or contradicts itself"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Train(Box<TrainArgs>),
+    Schedules(SchedulesArgs),
+    Orthogonalize(OrthogonalizeArgs),
+    Verify(VerifyArgs),
+    Completions(CompletionsArgs),
+}
+
+/// Train a classifier on handwritten digits and compare optimizers
+///
+/// Without arguments: gradient descent, AdamW and Muon under five orthogonalizations train the same
+/// perceptron (64 → 128 → 128 → 10) on the 1797 digits that are embedded in this program, with the same split, initialisation,
+/// batches and number of steps, each at the best learning rate of its own recorded grid. Under Muon the hidden
+/// matrices are orthogonalized; the output head and the biases go to AdamW.
+///
+/// Writes loss.svg, loss.png, metrics.json, config.json and checkpoints to the output directory. A run that
+/// was stopped, by Ctrl-C or by force, continues with --resume and gives the same numbers, bit for bit.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  muon train
+      the comparison, in well under a minute
+  muon train --seeds 5 --out five-seeds
+      mean and spread over five splits and initialisations
+  muon train --optimizer muon --schedule jordan --schedule my-schedule.toml
+      Muon alone, under a preset and under a schedule of your own
+  muon train --precision bf16
+      rounds where a GPU would: what 16 bit costs in training
+  muon train --lr-grid --seed 100 --seeds 5
+      how the default learning rates were found
+  muon train --resume
+      go on with the run in muon-run/
+
+Exit codes: 0 trained; 1 failed (output directory not writable, checkpoint damaged, …);
+2 unknown name or contradictory options; 130 stopped by Ctrl-C, resumable")]
+pub(crate) struct TrainArgs {
+    /// What to compare; repeat for several [default: all three]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) optimizer: Vec<OptimizerName>,
+
+    /// Coefficient schedules for Muon: preset names (see `muon schedules`), TOML files, or `exact` for the
+    /// SVD; repeat for several [default: classical_cubic, jordan, polar_express_5, nonic3_band12, exact]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) schedule: Vec<String>,
+
+    /// Iterations of each schedule, where its tail allows another number than its own
+    #[arg(long, value_name = "N")]
+    pub(crate) iterations: Option<usize>,
+
+    /// Peak learning rate of every optimizer chosen [default: each one's own, from --lr-grid]
+    #[arg(long, value_name = "LR")]
+    pub(crate) lr: Option<f64>,
+
+    /// Course of the learning rate over the run
+    #[arg(long, value_enum, default_value = "linear", value_name = "NAME")]
+    pub(crate) lr_schedule: LrScheduleName,
+
+    /// Decoupled weight decay of every optimizer
+    #[arg(long, value_name = "W")]
+    pub(crate) weight_decay: Option<f64>,
+
+    /// Learning rate of AdamW for the head and the biases under Muon [default: 0.003]
+    #[arg(long, value_name = "LR")]
+    pub(crate) head_lr: Option<f64>,
+
+    /// Momentum β (β₁ of AdamW) [default: 0.95; AdamW 0.9]
+    #[arg(long, value_name = "B")]
+    pub(crate) momentum: Option<f64>,
+
+    /// Optimizer steps of each run
+    #[arg(long, default_value_t = 300, value_name = "N", value_parser = positive)]
+    pub(crate) steps: usize,
+
+    /// Samples a step
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = positive)]
+    pub(crate) batch_size: usize,
+
+    /// Widths of the hidden layers
+    #[arg(long, default_value = "128,128", value_delimiter = ',', value_name = "N,N…", value_parser = positive)]
+    pub(crate) hidden: Vec<usize>,
+
+    /// First seed: decides the split, the initialisation and the order of the batches
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) seed: u64,
+
+    /// Number of seeds, counted up from --seed; the table gives mean ± standard deviation
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    pub(crate) seeds: usize,
+
+    /// Where the optimizer runs
+    #[arg(long, value_enum, default_value = "cpu", value_name = "NAME")]
+    pub(crate) device: DeviceName,
+
+    /// What the iterate of the orthogonalization is stored in; 16 bit is emulated on the CPU
+    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
+    pub(crate) precision: PrecisionName,
+
+    /// Threads of the optimizer in each run; the numbers do not depend on it
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    pub(crate) threads: usize,
+
+    /// Runs at the same time [default: 1, or all cores for a grid or several seeds]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) jobs: Option<usize>,
+
+    /// Output directory, made if it is not there
+    #[arg(long, default_value = "muon-run", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = positive)]
+    pub(crate) checkpoint_every: usize,
+
+    /// Go on with the job recorded in the output directory, exactly as it was started
+    #[arg(long, conflicts_with_all = [
+        "optimizer", "schedule", "iterations", "lr", "head_lr", "lr_schedule", "weight_decay", "momentum", "steps",
+        "batch_size", "hidden", "seed", "seeds", "device", "precision", "threads", "lr_grid",
+    ])]
+    pub(crate) resume: bool,
+
+    /// Instead of one learning rate for each optimizer, try its whole grid and say which is best
+    #[arg(long, conflicts_with = "lr")]
+    pub(crate) lr_grid: bool,
+
+    /// Print the metrics as JSON instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// No progress bars and no notes
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// List coefficient schedules, or show one
+///
+/// A coefficient schedule is a sequence of odd polynomials p₁, p₂, … that are applied to the normalised
+/// matrix in turn; on each singular value σ they act as the scalar function p∘…∘p. Its band says how near 1 the
+/// singular values end, its slope how fast small ones grow, its safe sigma how much above 1 one may start
+/// before the iteration turns it around or blows it up.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  muon schedules
+      all presets with their properties
+  muon schedules polar_express_5
+      every polynomial of one of them
+  muon schedules jordan --plot jordan.svg
+      p∘…∘p over σ from 10⁻⁴ to 1, one line an iteration (.svg or .png)
+  muon schedules my-schedule.toml --json
+      the same numbers for a program
+
+Exit codes: 0 done; 1 a file could not be read or written; 2 unknown preset")]
+pub(crate) struct SchedulesArgs {
+    /// Preset or TOML file to show [default: list all presets]
+    #[arg(value_name = "NAME|FILE")]
+    pub(crate) schedule: Option<String>,
+
+    /// Plot the partial compositions over log σ into this file (.svg or .png)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
+
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Orthogonalize every matrix of a safetensors file
+///
+/// Each two-dimensional tensor is replaced by its orthogonalization, each three-dimensional one matrix by
+/// matrix (experts); all others are copied. For every result the command prints how orthogonal it is and how
+/// far from the exact polar factor UVᵀ, which a singular value decomposition in f64 gives. The output is
+/// written whole or not at all, and never over the input.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  muon orthogonalize momentum.safetensors out.safetensors
+      five Polar Express iterations in f32
+  muon orthogonalize in.safetensors out.safetensors --schedule jordan --precision bf16
+      what a GPU would make of it in 16 bit
+  muon orthogonalize in.safetensors out.safetensors --exact --only 'blocks.*.weight'
+      the exact polar factor of some of them
+
+Exit codes: 0 written; 1 a file could not be read or written, or holds NaN or infinities;
+2 unknown schedule, no matrix to orthogonalize, or the output is the input")]
+pub(crate) struct OrthogonalizeArgs {
+    /// File to read
+    #[arg(value_name = "IN.safetensors")]
+    pub(crate) input: PathBuf,
+
+    /// File to write
+    #[arg(value_name = "OUT.safetensors")]
+    pub(crate) output: PathBuf,
+
+    /// Coefficient schedule: preset name or TOML file
+    #[arg(long, value_name = "NAME|FILE", default_value = "polar_express_5")]
+    pub(crate) schedule: String,
+
+    /// The exact polar factor by singular value decomposition instead
+    #[arg(long, conflicts_with = "schedule")]
+    pub(crate) exact: bool,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu", value_name = "NAME")]
+    pub(crate) device: DeviceName,
+
+    /// What the iterate is stored in; 16 bit is emulated on the CPU
+    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
+    pub(crate) precision: PrecisionName,
+
+    /// Only tensors whose name matches; `*` is anything, `?` one character
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) only: Option<String>,
+
+    /// Leave out the distance to the exact polar factor, which costs far more than the result
+    #[arg(long)]
+    pub(crate) no_exact_error: bool,
+
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// No progress bar and no notes
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// Replay recorded optimizer trajectories and compare
+///
+/// A recording holds, for some cases, a parameter, its gradients, and the parameter that another framework
+/// reached with them: a JSON file and a safetensors file of the same name beside it. The command takes the
+/// same steps and compares the whole update, relative to its length: a proof that moving a training job here changes
+/// nothing. With --precision bf16 the error must also be as large as the framework's own, within a factor of
+/// two: rounding that is not there is a mistake as well.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  muon verify tests/data/torch_muon.json
+      torch.optim.Muon against the CPU in f32
+  muon verify tests/data/torch_muon.json --device reference
+      against the f64 oracle, to 1e-12
+  muon verify tests/data/torch_muon.json --precision bf16 --against bf16ns
+      against PyTorch's own bf16 result
+  muon verify tests/data/torch_adamw.json --json
+      AdamW, for a program
+
+Exit codes: 0 every case holds; 1 one does not, or the recording does not read; 2 contradictory options")]
+pub(crate) struct VerifyArgs {
+    /// The recording; its tensors are read from the .safetensors file beside it
+    #[arg(value_name = "TRAJECTORIES.json")]
+    pub(crate) trajectories: PathBuf,
+
+    /// Where to replay
+    #[arg(long, value_enum, default_value = "cpu", value_name = "NAME")]
+    pub(crate) device: DeviceName,
+
+    /// What the iterate is stored in; 16 bit is emulated on the CPU
+    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
+    pub(crate) precision: PrecisionName,
+
+    /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 0.02 bf16, 0.004 fp16; AdamW 1e-5]
+    #[arg(long, value_name = "T")]
+    pub(crate) tolerance: Option<f64>,
+
+    /// Which recorded result must be met
+    #[arg(long, value_enum, default_value = "f64", value_name = "NAME")]
+    pub(crate) against: AgainstName,
+
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Print a completion script for a shell
+///
+/// The script goes to standard output; where it belongs depends on the shell.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  muon completions bash > ~/.local/share/bash-completion/completions/muon
+  muon completions zsh > ~/.zfunc/_muon
+  muon completions fish > ~/.config/fish/completions/muon.fish
+
+Exit codes: 0 done; 2 unknown shell")]
+pub(crate) struct CompletionsArgs {
+    /// bash, elvish, fish, powershell or zsh
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// The optimizers of the comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OptimizerName {
+    /// Gradient descent with Nesterov momentum.
+    #[value(alias = "gd", alias = "sgd")]
+    GradientDescent,
+    /// AdamW.
+    Adamw,
+    /// Muon, once for each schedule.
+    Muon,
+}
+
+/// Results in a recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AgainstName {
+    /// The framework's algorithm in f64 throughout.
+    F64,
+    /// The framework's own result, Newton–Schulz in bf16; the distance to f64 is checked as well.
+    Bf16ns,
+}
+
+/// Where the optimizer's arithmetic runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DeviceName {
+    /// f32 (or emulated 16 bit) on the CPU.
+    Cpu,
+    /// The f64 oracle: slow, independent of the rest of the library.
+    Reference,
+}
+
+/// What the iterate of an orthogonalization is stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PrecisionName {
+    /// 32 bit.
+    F32,
+    /// bfloat16, rounded at every store.
+    Bf16,
+    /// IEEE half, rounded at every store.
+    Fp16,
+}
+
+impl From<PrecisionName> for Precision {
+    fn from(name: PrecisionName) -> Self {
+        match name {
+            PrecisionName::F32 => Self::F32,
+            PrecisionName::Bf16 => Self::Bf16,
+            PrecisionName::Fp16 => Self::Fp16,
+        }
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("expected a whole number".into()),
+    }
+}

@@ -1,0 +1,51 @@
+//! `muon`: train with the Muon optimizer, look at its polynomials, orthogonalize files, check a port.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
+
+mod args;
+mod chart;
+mod exit;
+mod files;
+mod orthogonalize;
+mod schedules;
+mod tables;
+mod terminal;
+mod train;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory as _, Parser as _};
+
+use args::{Cli, Command};
+use exit::Ended;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli.command) {
+        Ok(ended) => ended.into(),
+        Err(error) => {
+            eprintln!("error: {}", exit::describe(&error));
+            exit::code(&error)
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<Ended> {
+    match command {
+        Command::Train(args) => train::train(args),
+        Command::Schedules(args) => schedules::schedules(args),
+        Command::Orthogonalize(args) => orthogonalize::orthogonalize(args),
+        Command::Verify(args) => verify::verify(args),
+        Command::Completions(args) => {
+            clap_complete::generate(
+                args.shell,
+                &mut Cli::command(),
+                "muon",
+                &mut std::io::stdout(),
+            );
+            Ok(Ended::Well)
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! `muon orthogonalize`: every matrix of a safetensors file, with the error of each result.
+
+mod measure;
+
+use std::fs;
+use std::io::Write as _;
+
+use anyhow::{Context, Result};
+use muon_cuda::checkpoint::{TensorDtype, TensorFile, TensorFileWriter};
+use muon_cuda::reference::{self, Matrix};
+use muon_cuda::{
+    CoefficientSchedule, Cpu, Muon, MuonConfig, MuonRule, Nesterov, NonFinite, Orthogonalizer,
+    ParamSpec, StepOptions, StepTensor, UpdateScale,
+};
+use serde::Serialize;
+
+use self::measure::{Errors, Exact};
+use crate::args::{DeviceName, OrthogonalizeArgs, PrecisionName};
+use crate::exit::{Ended, usage};
+use crate::tables::table;
+use crate::terminal::Notes;
+
+/// What was done to one tensor.
+#[derive(Debug, Serialize)]
+struct Treated {
+    name: String,
+    shape: Vec<usize>,
+    dtype: String,
+    method: String,
+    #[serde(flatten)]
+    errors: Errors,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Of the arguments, the files, or the library.
+pub(crate) fn orthogonalize(args: &OrthogonalizeArgs) -> Result<Ended> {
+    refuse_overwriting(args)?;
+    let notes = Notes::new(args.quiet);
+    let orthogonalizer = if args.exact {
+        Orthogonalizer::ExactSvd
+    } else {
+        Orthogonalizer::Polynomial {
+            schedule: CoefficientSchedule::preset_or_file(&args.schedule)?,
+            iterations: None,
+        }
+    };
+    let engine = Engine::new(args, orthogonalizer)?;
+    let file = TensorFile::load(&args.input)?;
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
+    let bar = notes.bar("orthogonalize", names.len() as u64);
+    let mut writer = TensorFileWriter::new();
+    for (key, text) in file.metadata() {
+        writer.metadata(key, text);
+    }
+    let mut treated = Vec::new();
+    for name in &names {
+        bar.set_message(name.clone());
+        let (dtype, shape) = (file.dtype(name)?, file.shape(name)?);
+        let chosen = args.only.as_ref().is_none_or(|glob| matches(glob, name));
+        if chosen && is_matrix(dtype, shape) {
+            let (bytes, report) = engine
+                .treat(&file, name, args)
+                .with_context(|| format!("tensor `{name}` {shape:?}"))?;
+            writer.tensor(name, dtype, shape, bytes)?;
+            treated.push(report);
+        } else {
+            writer.tensor(name, dtype, shape, file.bytes(name)?)?;
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if treated.is_empty() {
+        return Err(usage(match &args.only {
+            Some(glob) => format!("no matrix of {} matches `{glob}`", args.input.display()),
+            None => format!("{} holds no matrix of floating-point numbers", args.input.display()),
+        }));
+    }
+    writer.save(&args.output)?;
+    report(args, &treated)?;
+    notes.say(&format!(
+        "wrote {}: {} tensors orthogonalized, {} copied",
+        args.output.display(),
+        treated.len(),
+        names.len() - treated.len()
+    ));
+    Ok(Ended::Well)
+}
+
+/// The input stays what it is, whatever name it goes by.
+fn refuse_overwriting(args: &OrthogonalizeArgs) -> Result<()> {
+    let same = match (fs::canonicalize(&args.input), fs::canonicalize(&args.output)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if same {
+        return Err(usage(format!(
+            "{} is the input; the output needs another name",
+            args.output.display()
+        )));
+    }
+    Ok(())
+}
+
+fn is_matrix(dtype: TensorDtype, shape: &[usize]) -> bool {
+    let float = [TensorDtype::F32, TensorDtype::F64, TensorDtype::BF16, TensorDtype::F16];
+    matches!(shape.len(), 2 | 3) && !shape.contains(&0) && float.contains(&dtype)
+}
+
+/// Who orthogonalizes, and how.
+struct Engine {
+    orthogonalizer: Orthogonalizer,
+    device: DeviceName,
+    config: MuonConfig,
+}
+
+impl Engine {
+    fn new(args: &OrthogonalizeArgs, orthogonalizer: Orthogonalizer) -> Result<Self> {
+        if args.device == DeviceName::Reference && args.precision != PrecisionName::F32 {
+            return Err(usage("device `reference` computes in f64; --precision belongs to `cpu`"));
+        }
+        let config = MuonConfig {
+            precision: args.precision.into(),
+            non_finite: NonFinite::Error,
+            ..MuonConfig::default()
+        };
+        let engine = Self { orthogonalizer, device: args.device, config };
+        // A schedule that this precision makes unsafe is found before the file is read.
+        engine.run(&[1, 1], &[1.0])?;
+        Ok(engine)
+    }
+
+    fn treat(
+        &self,
+        file: &TensorFile,
+        name: &str,
+        args: &OrthogonalizeArgs,
+    ) -> Result<(Vec<u8>, Treated)> {
+        let (dtype, shape) = (file.dtype(name)?, file.shape(name)?.to_vec());
+        let (result, method) = self.run(&shape, &file.f64(name)?)?;
+        let bytes = encode(dtype, &result);
+        // The errors are those of what is written, its rounding included.
+        let mut probe = TensorFileWriter::new();
+        probe.tensor("x", dtype, &shape, bytes.as_slice())?;
+        let written = TensorFile::from_bytes(probe.to_bytes()?)?.f64("x")?;
+        let input = file.f64(name)?;
+        let [.., rows, cols] = *shape.as_slice() else { return Err(usage("not a matrix")) };
+        let exact = if args.no_exact_error { Exact::Skip } else { Exact::Compare };
+        let mut errors = Errors::default();
+        for (a, x) in input.chunks_exact(rows * cols).zip(written.chunks_exact(rows * cols)) {
+            errors = errors.or(measure::errors(a, x, rows, cols, exact)?);
+        }
+        let report =
+            Treated { name: name.to_owned(), shape, dtype: dtype.to_string(), method, errors };
+        Ok((bytes, report))
+    }
+
+    /// The orthogonalized matrices, and the method in words.
+    fn run(&self, shape: &[usize], input: &[f64]) -> Result<(Vec<f64>, String)> {
+        match self.device {
+            DeviceName::Cpu => self.on_cpu(shape, input),
+            DeviceName::Reference => {
+                let [.., rows, cols] = *shape else { return Err(usage("not a matrix")) };
+                let mut out = Vec::with_capacity(input.len());
+                for matrix in input.chunks_exact(rows * cols) {
+                    if let Some(x) = matrix.iter().find(|x| !x.is_finite()) {
+                        anyhow::bail!("it holds a `{x}`");
+                    }
+                    let matrix = Matrix::new(rows, cols, matrix.to_vec())?;
+                    let x =
+                        reference::orthogonalize(&self.orthogonalizer, &matrix, f64::MIN_POSITIVE);
+                    out.extend_from_slice(x.data());
+                }
+                Ok((out, format!("{}, f64", self.orthogonalizer.name())))
+            }
+        }
+    }
+
+    /// One step of length 1 from zero without momentum and decay: `0 − 1·X`, exactly the negated result.
+    fn on_cpu(&self, shape: &[usize], input: &[f64]) -> Result<(Vec<f64>, String)> {
+        let mut muon = Muon::new(Cpu::new()?, self.config.clone())?;
+        let group = muon.add_group(
+            "file",
+            MuonRule {
+                lr: 1.0,
+                momentum: 0.0,
+                nesterov: Nesterov::Off,
+                weight_decay: 0.0,
+                update_scale: UpdateScale::None,
+                orthogonalizer: self.orthogonalizer.clone(),
+                ..MuonRule::default()
+            },
+        )?;
+        let id = muon.add_param(group, ParamSpec::new("tensor", shape))?;
+        let grad: Vec<f32> = input.iter().map(|x| narrow(*x)).collect();
+        let mut param = vec![0.0f32; grad.len()];
+        muon.step(&StepOptions::default(), &mut [StepTensor::new(id, &mut param, &grad)])?;
+        let bucket = muon.plan()?.buckets().first();
+        let method = bucket.map_or(String::new(), |b| match &b.method {
+            Some(m) => format!("{}, {m}, {}", b.orthogonalizer, self.config.precision),
+            None => b.orthogonalizer.clone(),
+        });
+        Ok((param.iter().map(|x| f64::from(-x)).collect(), method))
+    }
+}
+
+/// Numbers in the file's own type.
+fn encode(dtype: TensorDtype, values: &[f64]) -> Vec<u8> {
+    match dtype {
+        TensorDtype::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        TensorDtype::BF16 => {
+            values.iter().flat_map(|x| half::bf16::from_f64(*x).to_le_bytes()).collect()
+        }
+        TensorDtype::F16 => {
+            values.iter().flat_map(|x| half::f16::from_f64(*x).to_le_bytes()).collect()
+        }
+        _ => values.iter().flat_map(|x| narrow(*x).to_le_bytes()).collect(),
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounding to the device's format is meant")]
+fn narrow(x: f64) -> f32 {
+    x as f32
+}
+
+/// Whether `*` (anything) and `?` (one character) in the glob can stand for the rest of the name.
+fn matches(glob: &str, name: &str) -> bool {
+    let (glob, name): (Vec<char>, Vec<char>) = (glob.chars().collect(), name.chars().collect());
+    // reachable[i]: the first i characters of the name are matched by the glob so far.
+    let mut reachable = vec![false; name.len() + 1];
+    reachable[0] = true;
+    for g in glob {
+        let before = reachable.clone();
+        for i in 0..=name.len() {
+            reachable[i] = match g {
+                '*' => before[i] || (i > 0 && reachable[i - 1]),
+                '?' => i > 0 && before[i - 1],
+                c => i > 0 && before[i - 1] && name[i - 1] == c,
+            };
+        }
+    }
+    reachable[name.len()]
+}
+
+fn report(args: &OrthogonalizeArgs, treated: &[Treated]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    if args.json {
+        writeln!(stdout, "{}", serde_json::to_string_pretty(treated)?)?;
+        return Ok(());
+    }
+    let mut table =
+        table(["tensor", "shape", "method", "|XXᵀ−I|", "diagonal", "off-diagonal", "to exact"]);
+    for t in treated {
+        let shape = t.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ");
+        table.add_row([
+            t.name.clone(),
+            shape,
+            t.method.clone(),
+            format!("{:.1e}", t.errors.gram),
+            format!("{:.1e}", t.errors.gram_diagonal),
+            format!("{:.1e}", t.errors.gram_off_diagonal),
+            t.errors.polar.map_or("-".into(), |e| format!("{e:.1e}")),
+        ]);
+    }
+    writeln!(stdout, "{table}")?;
+    writeln!(
+        stdout,
+        "|XXᵀ−I|: Frobenius norm over √n on the short side; diagonal, off-diagonal: largest entry; to exact:\n\
+         relative Frobenius distance to the polar factor by SVD. Of several matrices the worst."
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn globs() {
+        for (glob, name, expected) in [
+            ("*", "", true),
+            ("", "a", false),
+            ("*.weight", "h.0.attn.weight", true),
+            ("*.weight", "h.0.attn.bias", false),
+            ("h.?.*t*", "h.3.attn", true),
+            ("h.?.*t*", "h.13.attn", false),
+            ("a*b*c", "aXbYbZc", true),
+            ("a*b*c", "aXbYbZ", false),
+        ] {
+            assert_eq!(matches(glob, name), expected, "{glob} {name}");
+        }
+    }
+}

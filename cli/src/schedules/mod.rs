@@ -1,0 +1,111 @@
+//! `muon schedules`: coefficient schedules by name or from a file, as tables, JSON and plots.
+
+mod facts;
+mod plot;
+
+use std::io::Write as _;
+
+use anyhow::Result;
+use muon_cuda::CoefficientSchedule;
+use muon_cuda::coefficients::presets;
+
+use self::facts::Facts;
+use crate::args::SchedulesArgs;
+use crate::chart::check_path;
+use crate::exit::{Ended, usage};
+use crate::tables::table;
+
+/// Runs the command.
+///
+/// # Errors
+/// Unknown names; the file system's.
+pub(crate) fn schedules(args: &SchedulesArgs) -> Result<Ended> {
+    args.plot.as_deref().map_or(Ok(()), check_path)?;
+    match &args.schedule {
+        Some(name) => one(args, &CoefficientSchedule::preset_or_file(name)?)?,
+        None if args.plot.is_some() => {
+            return Err(usage(
+                "--plot shows one schedule; name it: muon schedules NAME --plot FILE",
+            ));
+        }
+        None => all(args)?,
+    }
+    Ok(Ended::Well)
+}
+
+fn all(args: &SchedulesArgs) -> Result<()> {
+    let facts = presets::names()
+        .map(|name| Facts::of(&presets::preset(name)?))
+        .collect::<Result<Vec<_>>>()?;
+    let mut stdout = std::io::stdout().lock();
+    if args.json {
+        writeln!(stdout, "{}", serde_json::to_string_pretty(&facts)?)?;
+        return Ok(());
+    }
+    let mut table = table([
+        "name",
+        "degrees",
+        "slope",
+        "band [10⁻³, 1]",
+        "band [10⁻², 1]",
+        "safe σ",
+        "lifts from",
+        "n³, 1:1",
+        "n³, 4:1",
+        "tail",
+    ]);
+    for f in &facts {
+        table.add_row([
+            f.name.clone(),
+            f.degrees_in_short(),
+            facts::number(f.slope),
+            facts::band(f.band_from_1e_3),
+            facts::band(f.band_from_1e_2),
+            facts::number(f.safe_sigma),
+            f.lift_threshold.map_or("never".into(), |x| format!("{x:.1e}")),
+            format!("{:.1}", f.flops_square.symmetric),
+            format!("{:.1}", f.flops_four_to_one.symmetric),
+            f.tail.to_owned(),
+        ]);
+    }
+    writeln!(stdout, "{table}")?;
+    writeln!(stdout, "{}", facts::LEGEND)?;
+    writeln!(stdout, "sources:")?;
+    for f in &facts {
+        writeln!(stdout, "  {:18} {}", f.name, f.source)?;
+    }
+    Ok(())
+}
+
+fn one(args: &SchedulesArgs, schedule: &CoefficientSchedule) -> Result<()> {
+    let facts = Facts::of(schedule)?;
+    let mut stdout = std::io::stdout().lock();
+    if args.json {
+        writeln!(stdout, "{}", serde_json::to_string_pretty(&facts)?)?;
+    } else {
+        writeln!(stdout, "{}\nsource: {}\n", facts.name, facts.source)?;
+        let mut table =
+            table(["iteration", "degree", "polynomial", "slope so far", "band [10⁻³, 1] so far"]);
+        for (i, step) in facts.polynomials.iter().enumerate() {
+            table.add_row([
+                (i + 1).to_string(),
+                step.degree.to_string(),
+                step.text.clone(),
+                facts::number(step.slope_so_far),
+                facts::band(step.band_so_far),
+            ]);
+        }
+        writeln!(stdout, "{table}")?;
+        for (what, value) in facts.lines() {
+            writeln!(stdout, "{what:28} {value}")?;
+        }
+        writeln!(stdout, "\n{}", facts::LEGEND)?;
+    }
+    if let Some(path) = &args.plot {
+        plot::chart(schedule, &facts).write(path)?;
+        if !args.json {
+            writeln!(stdout, "wrote {}", path.display())?;
+        }
+    }
+    Ok(())
+}

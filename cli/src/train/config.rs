@@ -1,0 +1,189 @@
+//! What a training job is: everything that decides its numbers, as recorded in `config.json`.
+
+use std::fmt;
+
+use anyhow::Result;
+use muon_cuda::{
+    CoefficientSchedule, LrSchedule, Normalization, OddPolynomial, Orthogonalizer, Tail,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::args::{DeviceName, PrecisionName};
+
+/// A job: some optimizers, some seeds, one budget.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Config {
+    /// Optimizer steps of every run.
+    pub(crate) steps: usize,
+    /// Samples a step.
+    pub(crate) batch_size: usize,
+    /// Widths of the hidden layers.
+    pub(crate) hidden: Vec<usize>,
+    /// Each decides split, initialisation and order of the batches.
+    pub(crate) seeds: Vec<u64>,
+    /// Course of the learning rate, as a factor of each optimizer's own.
+    pub(crate) lr_schedule: LrScheduleName,
+    /// Steps between evaluations on all samples.
+    pub(crate) evaluate_every: usize,
+    /// Where the optimizer runs.
+    pub(crate) device: DeviceName,
+    /// What the iterate of the orthogonalization is stored in.
+    pub(crate) precision: PrecisionName,
+    /// Threads of the optimizer in each run.
+    pub(crate) threads: usize,
+    /// What is compared.
+    pub(crate) optimizers: Vec<OptimizerConfig>,
+}
+
+impl Config {
+    /// The factor of every learning rate at each step.
+    ///
+    /// # Errors
+    /// No step to take.
+    pub(crate) fn lr_schedule(&self) -> Result<LrSchedule> {
+        let total = self.steps as u64;
+        let warmup = total / 10;
+        Ok(match self.lr_schedule {
+            LrScheduleName::Constant => LrSchedule::constant(),
+            LrScheduleName::Linear => LrSchedule::linear(warmup, total)?,
+            LrScheduleName::Cosine => LrSchedule::cosine(warmup, total)?,
+        })
+    }
+}
+
+/// The course of the learning rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LrScheduleName {
+    /// The same at every step.
+    Constant,
+    /// Linear warm-up over the first tenth of the steps, then linear decay to 0.
+    Linear,
+    /// Linear warm-up over the first tenth of the steps, then half a cosine to 0.
+    Cosine,
+}
+
+/// One row of the comparison.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OptimizerConfig {
+    /// How parameters become steps.
+    pub(crate) kind: Kind,
+    /// Peak learning rate.
+    pub(crate) lr: f64,
+    /// β of the momentum (β₁ under AdamW).
+    pub(crate) momentum: f64,
+    /// Decoupled weight decay.
+    pub(crate) weight_decay: f64,
+    /// Peak learning rate of AdamW for what Muon leaves to it; unused by the others.
+    pub(crate) adamw_lr: f64,
+}
+
+/// The optimizers of the lecture's argument.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "optimizer", rename_all = "snake_case")]
+pub(crate) enum Kind {
+    /// Heavy-ball gradient descent with Nesterov's look-ahead on every parameter.
+    GradientDescent,
+    /// AdamW on every parameter.
+    AdamW,
+    /// Hidden matrices orthogonalized; head and biases to AdamW.
+    Muon {
+        /// How they are orthogonalized.
+        method: MuonMethod,
+    },
+}
+
+/// How Muon orthogonalizes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "snake_case")]
+pub(crate) enum MuonMethod {
+    /// Exact polar factor.
+    ExactSvd,
+    /// Polynomial iterations, written out so that a record needs no file beside it.
+    Polynomials {
+        /// Name of the schedule.
+        name: String,
+        /// One polynomial per iteration, odd coefficients from the lowest degree.
+        polynomials: Vec<Vec<f64>>,
+        /// What the direction's norm is multiplied with before it is divided; `null` for the AOL normalisation.
+        safety: Option<f64>,
+        /// Where the numbers come from.
+        source: String,
+    },
+}
+
+impl MuonMethod {
+    /// A schedule with a given number of iterations as a method.
+    pub(crate) fn from_schedule(schedule: &CoefficientSchedule) -> Self {
+        Self::Polynomials {
+            name: schedule.name().to_owned(),
+            polynomials: schedule.polynomials().iter().map(|p| p.coefficients().to_vec()).collect(),
+            safety: match schedule.normalization() {
+                Normalization::Frobenius { safety } => Some(safety),
+                Normalization::Aol => None,
+            },
+            source: schedule.source().to_owned(),
+        }
+    }
+
+    /// What the library calls it.
+    ///
+    /// # Errors
+    /// A record that was edited into something impossible.
+    pub(crate) fn orthogonalizer(&self) -> Result<Orthogonalizer> {
+        match self {
+            Self::ExactSvd => Ok(Orthogonalizer::ExactSvd),
+            Self::Polynomials { name, polynomials, safety, source } => {
+                let polynomials = polynomials
+                    .iter()
+                    .map(|row| OddPolynomial::new(row))
+                    .collect::<muon_cuda::Result<Vec<_>>>()?;
+                let normalization =
+                    safety.map_or(Normalization::Aol, |safety| Normalization::Frobenius { safety });
+                let schedule = CoefficientSchedule::new(
+                    name.as_str(),
+                    polynomials,
+                    normalization,
+                    Tail::Exact,
+                    source.as_str(),
+                )?;
+                Ok(Orthogonalizer::Polynomial { schedule, iterations: None })
+            }
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The name of files and records.
+    pub(crate) fn id(&self) -> String {
+        match &self.kind {
+            Kind::GradientDescent => "gradient_descent".into(),
+            Kind::AdamW => "adamw".into(),
+            Kind::Muon { method: MuonMethod::ExactSvd } => "muon_exact_svd".into(),
+            Kind::Muon { method: MuonMethod::Polynomials { name, polynomials, .. } } => {
+                let clean: String =
+                    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+                format!("muon_{clean}_{}", polynomials.len())
+            }
+        }
+    }
+
+    /// Whether the hidden matrices are orthogonalized.
+    pub(crate) fn is_muon(&self) -> bool {
+        matches!(self.kind, Kind::Muon { .. })
+    }
+}
+
+/// The name in tables and plots.
+impl fmt::Display for OptimizerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::GradientDescent => f.write_str("gradient descent"),
+            Kind::AdamW => f.write_str("AdamW"),
+            Kind::Muon { method: MuonMethod::ExactSvd } => f.write_str("Muon (exact SVD)"),
+            Kind::Muon { method: MuonMethod::Polynomials { name, .. } } => {
+                write!(f, "Muon ({name})")
+            }
+        }
+    }
+}

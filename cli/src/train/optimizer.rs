@@ -1,0 +1,330 @@
+//! From a row of the comparison to steps: which rule each parameter gets, and who carries it out.
+
+use anyhow::{Context, Result, anyhow, bail};
+use muon_cuda::reference::{self, Matrix};
+use muon_cuda::{
+    AdamWRule, Counters, Cpu, HostBuffer, Layout, MomentumMode, Muon, MuonConfig, MuonRule,
+    Orthogonalizer, ParamId, ParamSpec, Rule, StateData, StepOptions, StepTensor, UpdateScale,
+};
+
+use super::config::{Config, Kind, OptimizerConfig};
+use super::model::{Param, Role};
+use super::store::{Numbers, Stored, Tensors};
+use crate::args::DeviceName;
+
+/// The rule of one parameter.
+struct Assignment {
+    group: &'static str,
+    rule: Rule,
+    /// Two dimensions; a bias is a matrix of one row.
+    shape: Vec<usize>,
+}
+
+fn assignments(row: &OptimizerConfig, params: &[Param]) -> Result<Vec<Assignment>> {
+    let adamw = |lr, beta1| {
+        Rule::from(AdamWRule { lr, beta1, weight_decay: row.weight_decay, ..AdamWRule::default() })
+    };
+    params
+        .iter()
+        .map(|p| {
+            let (group, rule) = match (&row.kind, p.role) {
+                (Kind::GradientDescent, _) => ("all", Rule::from(gradient_descent(row))),
+                (Kind::AdamW, _) => ("all", adamw(row.lr, row.momentum)),
+                (Kind::Muon { method }, Role::Hidden) => {
+                    let orthogonalizer = method.orthogonalizer()?;
+                    let rule = MuonRule {
+                        lr: row.lr,
+                        momentum: row.momentum,
+                        weight_decay: row.weight_decay,
+                        orthogonalizer,
+                        ..MuonRule::default()
+                    };
+                    ("hidden", Rule::from(rule))
+                }
+                (Kind::Muon { .. }, Role::Head | Role::Bias) => {
+                    ("head and biases", adamw(row.adamw_lr, AdamWRule::default().beta1))
+                }
+            };
+            let shape = match *p.shape.as_slice() {
+                [n] if rule.is_muon() => vec![1, n],
+                _ => p.shape.clone(),
+            };
+            Ok(Assignment { group, rule, shape })
+        })
+        .collect()
+}
+
+/// Plain gradient descent is Muon with the identity for an orthogonalizer and a sum for a momentum.
+fn gradient_descent(row: &OptimizerConfig) -> MuonRule {
+    MuonRule {
+        lr: row.lr,
+        momentum: row.momentum,
+        momentum_mode: MomentumMode::Sum,
+        weight_decay: row.weight_decay,
+        update_scale: UpdateScale::None,
+        orthogonalizer: Orthogonalizer::Identity,
+        ..MuonRule::default()
+    }
+}
+
+/// Steps all parameters of a model and can tell and take its state.
+pub(crate) enum Stepper {
+    /// The library's optimizer on the CPU.
+    Cpu(Box<CpuStepper>),
+    /// The library's f64 oracle: slow, independent of the rest.
+    Reference(Vec<ReferenceParam>),
+}
+
+pub(crate) struct CpuStepper {
+    muon: Muon<Cpu>,
+    /// Name and id of each of the model's parameters.
+    params: Vec<(String, ParamId)>,
+    routing: String,
+}
+
+pub(crate) struct ReferenceParam {
+    name: String,
+    rule: Rule,
+    rows: usize,
+    cols: usize,
+    /// The parameter in f64; the model has its rounding.
+    param: Vec<f64>,
+    /// Momentum, or first moment.
+    first: Vec<f64>,
+    /// Second moment; empty under the Muon rule.
+    second: Vec<f64>,
+    steps: u64,
+}
+
+impl Stepper {
+    /// The optimizer of a row for the parameters of a model.
+    ///
+    /// # Errors
+    /// Hyper-parameters outside their range, or a schedule that is not safe in the precision.
+    pub(crate) fn new(config: &Config, row: &OptimizerConfig, params: &[Param]) -> Result<Self> {
+        let assignments = assignments(row, params)?;
+        match config.device {
+            DeviceName::Cpu => {
+                let device = Cpu::with_threads(config.threads)?;
+                let precision = config.precision.into();
+                let muon_config = MuonConfig { precision, ..MuonConfig::default() };
+                Ok(Self::Cpu(Box::new(CpuStepper::new(device, muon_config, params, assignments)?)))
+            }
+            DeviceName::Reference => Ok(Self::Reference(
+                params.iter().zip(assignments).map(|(p, a)| ReferenceParam::new(p, a)).collect(),
+            )),
+        }
+    }
+
+    /// What is orthogonalized and what is not, for people.
+    pub(crate) fn routing(&self) -> String {
+        match self {
+            Self::Cpu(s) => s.routing.clone(),
+            Self::Reference(all) => {
+                let muon = all.iter().filter(|r| r.rule.is_muon()).count();
+                format!("the oracle: {muon} of {} parameters under the Muon rule", all.len())
+            }
+        }
+    }
+
+    /// One step with the gradients that lie in the parameters.
+    ///
+    /// # Errors
+    /// Of the library.
+    pub(crate) fn step(&mut self, lr_factor: f64, params: &mut [Param]) -> Result<()> {
+        match self {
+            Self::Cpu(s) => s.step(lr_factor, params),
+            Self::Reference(all) => {
+                all.iter_mut().zip(params).try_for_each(|(r, p)| r.step(lr_factor, p))
+            }
+        }
+    }
+
+    /// Everything that must outlive a step, by name.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub(crate) fn save(&mut self, tensors: &mut Tensors) -> Result<()> {
+        match self {
+            Self::Cpu(s) => s.save(tensors),
+            Self::Reference(all) => {
+                for r in all {
+                    tensors.insert(&key(&r.name, "param_f64"), Numbers::F64(r.param.clone()));
+                    tensors.insert(&key(&r.name, "first"), Numbers::F64(r.first.clone()));
+                    tensors.insert(&key(&r.name, "second"), Numbers::F64(r.second.clone()));
+                    tensors.insert(&key(&r.name, "steps"), Numbers::U64(vec![r.steps]));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The counterpart of [`Stepper::save`].
+    ///
+    /// # Errors
+    /// A missing buffer, or one of another type or length.
+    pub(crate) fn load(&mut self, tensors: &Stored) -> Result<()> {
+        match self {
+            Self::Cpu(s) => s.load(tensors),
+            Self::Reference(all) => {
+                for r in all {
+                    r.param = tensors.f64(&key(&r.name, "param_f64"), r.param.len())?;
+                    r.first = tensors.f64(&key(&r.name, "first"), r.first.len())?;
+                    r.second = tensors.f64(&key(&r.name, "second"), r.second.len())?;
+                    r.steps = tensors.scalar(&key(&r.name, "steps"))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn key(param: &str, buffer: &str) -> String {
+    format!("optimizer.{param}.{buffer}")
+}
+
+impl CpuStepper {
+    fn new(
+        device: Cpu,
+        config: MuonConfig,
+        params: &[Param],
+        assignments: Vec<Assignment>,
+    ) -> Result<Self> {
+        let mut muon = Muon::new(device, config)?;
+        let mut ids = Vec::with_capacity(params.len());
+        let orthogonalizes = assignments.iter().any(|a| a.rule.is_muon());
+        let mut groups: Vec<(&str, muon_cuda::GroupId)> = Vec::new();
+        for (p, a) in params.iter().zip(assignments) {
+            let group = match groups.iter().find(|(name, _)| *name == a.group) {
+                Some((_, id)) => *id,
+                None => {
+                    let id = muon.add_group(a.group, a.rule)?;
+                    groups.push((a.group, id));
+                    id
+                }
+            };
+            ids.push((p.name.clone(), muon.add_param(group, ParamSpec::new(&p.name, &a.shape))?));
+        }
+        let routing = muon.routing().to_string();
+        if !orthogonalizes {
+            // A Muon that orthogonalizes nothing is refused as a mistake; AdamW alone is meant here, so a
+            // parameter that never has a gradient stands in.
+            let group = muon.add_group("stand-in", MuonRule::default())?;
+            muon.add_param(group, ParamSpec::new("stand-in", &[1, 1]))?;
+        }
+        Ok(Self { muon, params: ids, routing })
+    }
+
+    fn step(&mut self, lr_factor: f64, params: &mut [Param]) -> Result<()> {
+        let options = StepOptions { lr_factor, ..StepOptions::default() };
+        let mut tensors: Vec<StepTensor<'_, Cpu>> = params
+            .iter_mut()
+            .zip(&self.params)
+            .map(|(p, (_, id))| StepTensor::new(*id, &mut p.data, &p.grad))
+            .collect();
+        self.muon.step(&options, &mut tensors)?;
+        Ok(())
+    }
+
+    fn save(&mut self, tensors: &mut Tensors) -> Result<()> {
+        for (name, id) in &self.params {
+            let state = self.muon.export_state(*id)?;
+            for (buffer, data) in state.buffers {
+                match data {
+                    HostBuffer::F32(v) => tensors.insert(&key(name, buffer), Numbers::F32(v)),
+                    HostBuffer::Bf16(_) => bail!("`{name}`: bf16 state in an f32 run"),
+                }
+            }
+            let Counters { steps, skipped } = state.counters;
+            tensors.insert(&key(name, "steps"), Numbers::U64(vec![steps]));
+            tensors.insert(&key(name, "skipped"), Numbers::U64(skipped));
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, tensors: &Stored) -> Result<()> {
+        for (name, id) in &self.params {
+            // The state as it is now has the names and lengths that the file must have.
+            let fresh = self.muon.export_state(*id)?;
+            let buffers = fresh
+                .buffers
+                .iter()
+                .map(|(b, data)| Ok((*b, HostBuffer::F32(tensors.f32(&key(name, b), data.len())?))))
+                .collect::<Result<Vec<_>>>()?;
+            let counters = Counters {
+                steps: tensors.scalar(&key(name, "steps"))?,
+                skipped: tensors.u64(&key(name, "skipped"), fresh.counters.skipped.len())?,
+            };
+            self.muon
+                .import_state(*id, &StateData { buffers, counters })
+                .with_context(|| format!("optimizer state of `{name}`"))?;
+        }
+        Ok(())
+    }
+}
+
+impl ReferenceParam {
+    fn new(p: &Param, a: Assignment) -> Self {
+        let (rows, cols) = match *a.shape.as_slice() {
+            [rows, cols] => (rows, cols),
+            _ => (1, p.data.len()),
+        };
+        let second = if a.rule.is_muon() { 0 } else { p.data.len() };
+        Self {
+            name: p.name.clone(),
+            rule: a.rule,
+            rows,
+            cols,
+            param: p.data.iter().map(|x| f64::from(*x)).collect(),
+            first: vec![0.0; p.data.len()],
+            second: vec![0.0; second],
+            steps: 0,
+        }
+    }
+
+    fn step(&mut self, lr_factor: f64, p: &mut Param) -> Result<()> {
+        self.steps += 1;
+        let lr = self.rule.lr() * lr_factor;
+        match &self.rule {
+            Rule::Muon(rule) => {
+                let matrix = |v: Vec<f64>| Matrix::new(self.rows, self.cols, v);
+                let grad = Matrix::from_f32(self.rows, self.cols, &p.grad)?;
+                let mut param = matrix(std::mem::take(&mut self.param))?;
+                let mut momentum = matrix(std::mem::take(&mut self.first))?;
+                reference::muon_step(rule, Layout::OutIn, lr, &mut param, &mut momentum, &grad);
+                self.param = param.data().to_vec();
+                self.first = momentum.data().to_vec();
+            }
+            Rule::AdamW(rule) => {
+                let grad: Vec<f64> = p.grad.iter().map(|g| f64::from(*g)).collect();
+                reference::adamw_step(
+                    rule,
+                    lr,
+                    self.steps,
+                    &mut self.param,
+                    &mut self.first,
+                    &mut self.second,
+                    &grad,
+                );
+            }
+        }
+        for (x, exact) in p.data.iter_mut().zip(&self.param) {
+            *x = narrow(*exact);
+        }
+        if p.data.len() != self.param.len() {
+            return Err(anyhow!(
+                "`{}`: {} elements became {}",
+                p.name,
+                p.data.len(),
+                self.param.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The nearest f32.
+#[expect(clippy::cast_possible_truncation, reason = "rounding to the model's precision is meant")]
+fn narrow(x: f64) -> f32 {
+    x as f32
+}

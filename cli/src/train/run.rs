@@ -1,0 +1,219 @@
+//! One run: an optimizer, a seed, a budget; stoppable and resumable at any step.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::config::{Config, OptimizerConfig};
+use super::data::{Batches, FEATURES, Split};
+use super::model::Mlp;
+use super::optimizer::Stepper;
+use super::store::{Numbers, Stored, Tensors};
+
+/// Loss on all training samples and accuracy on the held-out ones after some steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Evaluation {
+    /// Steps taken.
+    pub(crate) step: usize,
+    /// Mean cross-entropy over the training samples, nats.
+    pub(crate) training_loss: f64,
+    /// Fraction of held-out samples that are classified right.
+    pub(crate) accuracy: f64,
+}
+
+/// What a run has measured so far.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Record {
+    /// Loss of the batch before each step.
+    pub(crate) batch_losses: Vec<f64>,
+    /// At step 0, every `evaluate_every` steps, and at the end.
+    pub(crate) evaluations: Vec<Evaluation>,
+    /// Seconds in steps, without evaluations and checkpoints.
+    pub(crate) step_seconds: f64,
+    /// Seconds of those in the optimizer.
+    pub(crate) optimizer_seconds: f64,
+}
+
+impl Record {
+    /// Loss on all training samples at the end.
+    pub(crate) fn final_loss(&self) -> f64 {
+        self.evaluations.last().map_or(f64::NAN, |e| e.training_loss)
+    }
+
+    /// Accuracy on the held-out samples at the end.
+    pub(crate) fn final_accuracy(&self) -> f64 {
+        self.evaluations.last().map_or(f64::NAN, |e| e.accuracy)
+    }
+
+    /// First evaluated step whose training loss is at most `target`.
+    pub(crate) fn steps_to(&self, target: f64) -> Option<usize> {
+        self.evaluations.iter().find(|e| e.training_loss <= target).map(|e| e.step)
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Outcome {
+    /// All steps are done.
+    Finished(Record),
+    /// Stopped on request; its checkpoint is on the disk.
+    Stopped,
+}
+
+/// What a run needs besides its own configuration.
+pub(crate) struct Surroundings<'a> {
+    /// The job.
+    pub(crate) config: &'a Config,
+    /// Where checkpoints go; none are kept without it.
+    pub(crate) checkpoints: Option<Checkpoints<'a>>,
+    /// Set when the user wants to stop.
+    pub(crate) stop: &'a AtomicBool,
+}
+
+/// Checkpoint policy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Checkpoints<'a> {
+    /// Directory.
+    pub(crate) directory: &'a Path,
+    /// Steps between them.
+    pub(crate) every: usize,
+}
+
+/// Trains from the start, or from the run's checkpoint if there is one; tells `progress` the steps taken and
+/// the last batch loss.
+///
+/// # Errors
+/// Of the optimizer or the file system; a checkpoint that does not belong to this run.
+pub(crate) fn run(
+    around: &Surroundings<'_>,
+    row: &OptimizerConfig,
+    seed: u64,
+    data: &Split,
+    mut progress: impl FnMut(usize, f64),
+) -> Result<Outcome> {
+    let config = around.config;
+    let mut state = State::new(config, row, seed)?;
+    let path = around
+        .checkpoints
+        .map(|c| c.directory.join(format!("{}-seed{seed}.safetensors", row.id())));
+    if let Some(path) = path.as_ref().filter(|p| p.exists()) {
+        state.load(path).with_context(|| format!("checkpoint {}", path.display()))?;
+    }
+    let lr_schedule = config.lr_schedule()?;
+    let mut batches = Batches::new(seed, data.train.len(), config.batch_size);
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    progress(state.step, f64::NAN);
+    if state.step == 0 && state.record.evaluations.is_empty() {
+        state.evaluate(data);
+    }
+    while state.step < config.steps {
+        if around.stop.load(Ordering::Relaxed) {
+            state.save(path.as_deref())?;
+            return Ok(Outcome::Stopped);
+        }
+        pixels.clear();
+        labels.clear();
+        for &i in batches.of_step(state.step) {
+            pixels.extend_from_slice(data.train.row(i));
+            labels.push(data.train.labels[i]);
+        }
+        debug_assert_eq!(pixels.len(), labels.len() * FEATURES);
+        let start = Instant::now();
+        let loss = state.model.backward(&pixels, &labels);
+        let before_optimizer = Instant::now();
+        state
+            .stepper
+            .step(lr_schedule.factor(state.step as u64), &mut state.model.params)
+            .with_context(|| format!("step {}", state.step + 1))?;
+        state.record.optimizer_seconds += before_optimizer.elapsed().as_secs_f64();
+        state.record.step_seconds += start.elapsed().as_secs_f64();
+        state.record.batch_losses.push(loss);
+        state.step += 1;
+        let last = state.step == config.steps;
+        if last || state.step.is_multiple_of(config.evaluate_every) {
+            state.evaluate(data);
+        }
+        let due = around.checkpoints.is_some_and(|c| state.step.is_multiple_of(c.every));
+        if last || due {
+            state.save(path.as_deref())?;
+        }
+        progress(state.step, loss);
+    }
+    Ok(Outcome::Finished(state.record))
+}
+
+/// Everything that changes during a run.
+struct State {
+    /// The job, cut down to this run: a checkpoint of another one is refused.
+    identity: Config,
+    model: Mlp,
+    stepper: Stepper,
+    step: usize,
+    record: Record,
+}
+
+impl State {
+    fn new(config: &Config, row: &OptimizerConfig, seed: u64) -> Result<Self> {
+        let model = Mlp::new(&config.hidden, seed);
+        let stepper = Stepper::new(config, row, &model.params)?;
+        let identity =
+            Config { seeds: vec![seed], optimizers: vec![row.clone()], ..config.clone() };
+        Ok(Self { identity, model, stepper, step: 0, record: Record::default() })
+    }
+
+    fn evaluate(&mut self, data: &Split) {
+        let (training_loss, _) = self.model.evaluate(&data.train);
+        let (_, accuracy) = self.model.evaluate(&data.held_out);
+        self.record.evaluations.push(Evaluation { step: self.step, training_loss, accuracy });
+    }
+
+    fn save(&mut self, path: Option<&Path>) -> Result<()> {
+        let Some(path) = path else { return Ok(()) };
+        let mut tensors = Tensors::default();
+        for p in &self.model.params {
+            tensors.insert(&format!("model.{}", p.name), Numbers::F32(p.data.clone()));
+        }
+        self.stepper.save(&mut tensors)?;
+        let r = &self.record;
+        let of = |f: fn(&Evaluation) -> f64| r.evaluations.iter().map(f).collect();
+        tensors.insert("record.step", Numbers::U64(vec![self.step as u64]));
+        tensors.insert("record.batch_losses", Numbers::F64(r.batch_losses.clone()));
+        let steps = r.evaluations.iter().map(|e| e.step as u64).collect();
+        tensors.insert("record.evaluation_steps", Numbers::U64(steps));
+        tensors.insert("record.training_losses", Numbers::F64(of(|e| e.training_loss)));
+        tensors.insert("record.accuracies", Numbers::F64(of(|e| e.accuracy)));
+        let seconds = vec![r.step_seconds, r.optimizer_seconds];
+        tensors.insert("record.seconds", Numbers::F64(seconds));
+        tensors.save(path, &self.identity)
+    }
+
+    fn load(&mut self, path: &Path) -> Result<()> {
+        let tensors = Stored::load(path, &self.identity)?;
+        for p in &mut self.model.params {
+            p.data = tensors.f32(&format!("model.{}", p.name), p.data.len())?;
+        }
+        self.stepper.load(&tensors)?;
+        self.step = usize::try_from(tensors.scalar("record.step")?)?;
+        let losses = tensors.any_f64("record.training_losses")?;
+        let accuracies = tensors.f64("record.accuracies", losses.len())?;
+        let steps = tensors.u64("record.evaluation_steps", losses.len())?;
+        let seconds = tensors.f64("record.seconds", 2)?;
+        self.record = Record {
+            batch_losses: tensors.f64("record.batch_losses", self.step)?,
+            evaluations: steps
+                .iter()
+                .zip(losses.iter().zip(accuracies))
+                .map(|(&step, (&training_loss, accuracy))| {
+                    Ok(Evaluation { step: usize::try_from(step)?, training_loss, accuracy })
+                })
+                .collect::<Result<_>>()?,
+            step_seconds: seconds[0],
+            optimizer_seconds: seconds[1],
+        };
+        ensure!(!self.record.evaluations.is_empty(), "it has no evaluation");
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! `muon verify`: replays recorded optimizer trajectories on a device and compares.
+
+use std::io::Write as _;
+
+use anyhow::Result;
+use muon_cuda::verify::default_tolerance;
+use muon_cuda::verify::{Against, CaseResult, OptimizerKind, Target, Trajectories, VerifyOptions};
+use serde_json::json;
+
+use crate::args::{AgainstName, DeviceName, PrecisionName, VerifyArgs};
+use crate::exit::{Ended, usage};
+use crate::tables::table;
+
+/// Runs the command.
+///
+/// # Errors
+/// Of the arguments, the recording, or the library; a case that misses its tolerance is no error.
+pub(crate) fn verify(args: &VerifyArgs) -> Result<Ended> {
+    if let Some(t) = args.tolerance.filter(|t| !(*t > 0.0 && t.is_finite())) {
+        return Err(usage(format!("--tolerance: expected a positive number, found `{t}`")));
+    }
+    let target = match (args.device, args.precision) {
+        (DeviceName::Reference, PrecisionName::F32) => Target::Reference,
+        (DeviceName::Reference, _) => {
+            return Err(usage("device `reference` computes in f64; --precision belongs to `cpu`"));
+        }
+        (DeviceName::Cpu, precision) => Target::Cpu {
+            precision: precision.into(),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+        },
+    };
+    let against = match args.against {
+        AgainstName::F64 => Against::F64,
+        AgainstName::Bf16ns => Against::Bf16,
+    };
+    let trajectories = Trajectories::load(&args.trajectories)?;
+    let options = VerifyOptions { target, against, tolerance: args.tolerance };
+    let cases = trajectories.verify(&options)?;
+    let failed = cases.iter().filter(|c| !c.passed()).count();
+    if args.json {
+        print_json(&trajectories, &options, &cases)?;
+    } else {
+        print_table(&trajectories, &options, &cases)?;
+    }
+    Ok(if failed == 0 { Ended::Well } else { Ended::CheckFailed })
+}
+
+fn print_table(
+    trajectories: &Trajectories,
+    options: &VerifyOptions,
+    cases: &[CaseResult],
+) -> Result<()> {
+    let mut table = table(["case", "shape", "error", "to bf16", "recorded bf16", ""]);
+    let number = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2e}"));
+    for c in cases {
+        table.add_row([
+            c.name.clone(),
+            c.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" × "),
+            format!("{:.2e}", c.error),
+            number(c.error_bf16),
+            number(c.recorded_distance),
+            if c.passed() { "ok".into() } else { "FAILED".into() },
+        ]);
+    }
+    let mut stdout = std::io::stdout().lock();
+    writeln!(
+        stdout,
+        "{} recorded with {}, replayed on {}\n{table}",
+        name(trajectories.optimizer()),
+        trajectories.framework(),
+        options.target
+    )?;
+    for c in cases {
+        for check in c.checks.iter().filter(|check| !check.held) {
+            writeln!(stdout, "{}: does not hold: {}", c.name, check.what)?;
+        }
+    }
+    let passed = cases.iter().filter(|c| c.passed()).count();
+    writeln!(
+        stdout,
+        "{passed} of {} cases hold; relative errors of the whole update, tolerance {:.0e}",
+        cases.len(),
+        tolerance(trajectories, options)
+    )?;
+    Ok(())
+}
+
+fn print_json(
+    trajectories: &Trajectories,
+    options: &VerifyOptions,
+    cases: &[CaseResult],
+) -> Result<()> {
+    let document = json!({
+        "optimizer": name(trajectories.optimizer()),
+        "framework": trajectories.framework(),
+        "target": options.target.to_string(),
+        "tolerance": tolerance(trajectories, options),
+        "passed": cases.iter().all(CaseResult::passed),
+        "cases": cases.iter().map(|c| json!({
+            "name": c.name,
+            "shape": c.shape,
+            "error": c.error,
+            "error_to_bf16": c.error_bf16,
+            "recorded_bf16_distance": c.recorded_distance,
+            "momentum_error": c.momentum_error,
+            "passed": c.passed(),
+            "checks": c.checks.iter().map(|k| json!({ "what": k.what, "held": k.held }))
+                .collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+    });
+    writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(&document)?)?;
+    Ok(())
+}
+
+fn tolerance(trajectories: &Trajectories, options: &VerifyOptions) -> f64 {
+    options.tolerance.unwrap_or_else(|| default_tolerance(options.target, trajectories.optimizer()))
+}
+
+fn name(kind: OptimizerKind) -> &'static str {
+    match kind {
+        OptimizerKind::Muon => "Muon",
+        OptimizerKind::AdamW => "AdamW",
+    }
+}

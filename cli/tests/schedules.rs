@@ -1,0 +1,53 @@
+//! Schedules: tables, JSON, plots.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod support;
+
+use std::fs;
+
+use support::ok;
+
+#[test]
+fn the_list_has_every_preset_with_its_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = ok(dir.path(), &["schedules"]).out;
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(dir.path(), &["schedules", "--json"]).out).unwrap();
+    let all = json.as_array().unwrap();
+    let names: Vec<&str> = all.iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert_eq!(names, muon_cuda::coefficients::presets::names().collect::<Vec<_>>());
+    for s in all {
+        assert!(
+            table.contains(s["name"].as_str().unwrap())
+                && table.contains(s["source"].as_str().unwrap())
+        );
+        assert_eq!(
+            s["polynomials"].as_array().unwrap().len() as u64,
+            s["iterations"].as_u64().unwrap()
+        );
+        assert!(
+            s["slope"].as_f64().unwrap() > 1.0 && s["safe_sigma"].as_f64().unwrap() > 0.8,
+            "{s}"
+        );
+    }
+    // Degree 9 three times: (3α + 2) each, in n³.
+    let nonic = all.iter().find(|s| s["name"] == "nonic3_band12").unwrap();
+    assert_eq!(nonic["flops_square"]["symmetric"], 15.0);
+    assert_eq!(nonic["flops_four_to_one"]["symmetric"], 42.0);
+}
+
+#[test]
+fn one_schedule_in_detail_and_as_a_plot() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = ok(dir.path(), &["schedules", "jordan", "--plot", "jordan.svg"]).out;
+    assert_eq!(page.matches("3.4445σ − 4.775σ³ + 2.0315σ⁵").count(), 5, "{page}");
+    for line in ["safe σ", "lifts from", "normalisation", "repeats the last polynomial"] {
+        assert!(page.contains(line), "{line} is missing from\n{page}");
+    }
+    let svg = fs::read_to_string(dir.path().join("jordan.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("after 5") && svg.contains("jordan:"));
+    ok(dir.path(), &["schedules", "you", "--plot", "you.png", "--json"]);
+    let file = fs::File::open(dir.path().join("you.png")).unwrap();
+    let reader = png::Decoder::new(std::io::BufReader::new(file)).read_info().unwrap();
+    assert_eq!((reader.info().width, reader.info().height), (2200, 1320));
+}
