@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --features candle --example candle`
 
+#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
+
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, Optimizer, VarBuilder, VarMap, linear, loss::cross_entropy};
 use muon_cuda::candle::CandleMuon;
