@@ -11,6 +11,7 @@ pub mod error;
 mod learning_rate;
 mod method;
 mod optimizer;
+mod orthogonalize;
 mod plan;
 mod precision;
 pub mod recipe;
@@ -37,6 +38,7 @@ pub use optimizer::{
     FoundNonFinite, GroupId, Muon, ParamId, ParamSpec, Route, RoutingReport, StepOptions,
     StepReport,
 };
+pub use orthogonalize::{OrthogonalizeOptions, Orthogonalized, orthogonalize};
 pub use plan::{Bucket, Plan, PlannedMatrix, Treatment};
 pub use precision::{Dtype, Precision};
 pub use routing::{Decision, RoutingRule};

@@ -30,6 +30,13 @@ pub struct ParamId {
     index: usize,
 }
 
+impl ParamId {
+    /// For a matrix that belongs to no optimizer.
+    pub(crate) fn standalone() -> Self {
+        Self { owner: u64::MAX, index: 0 }
+    }
+}
+
 /// Source of the numbers that tell the ids of different optimizers apart.
 static OWNERS: AtomicU64 = AtomicU64::new(0);
 

@@ -21,7 +21,7 @@ const MIN_RATIO: f64 = 1e-12;
 /// small.
 const TAYLOR_GAP: f64 = 5e-6;
 
-/// Error at which an exchange that rounding has stopped is accepted: of the size of the rounding.
+/// Error at which an exchange that has lost its extrema is accepted: of the size of the rounding.
 const NOISE: f64 = 1e-12;
 
 /// The odd polynomial of degree 3, 5 or 9 closest to 1 on `[lower, upper]`, and its error.
@@ -159,9 +159,10 @@ fn unit_minimax(terms: usize, l: f64) -> Result<(Vec<f64>, f64)> {
         let Some((coefficients, error)) = levelled(&nodes) else { break };
         let inner = extrema(&coefficients, l);
         let change = last.as_ref().map_or(f64::INFINITY, |(_, e)| (e - error).abs());
-        // Converged, or as far as rounding lets it: quadratic convergence halts where the change
-        // stops shrinking.
-        let settled = change <= 1e-15 || (round > 3 && change >= last_change && change < NOISE);
+        // Converged, or as far as the rounding of its terms lets it (they reach 1e5 at degree 17):
+        // quadratic convergence halts where the change stops shrinking.
+        let rounding = 32.0 * f64::EPSILON * coefficients.iter().map(|c| c.abs()).sum::<f64>();
+        let settled = change <= 1e-15 || (round > 3 && change >= last_change && change < rounding);
         if settled && inner.len() + 2 == nodes.len() {
             return Ok((coefficients, error));
         }

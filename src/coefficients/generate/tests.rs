@@ -35,11 +35,11 @@ fn the_polar_express_table() {
     let found = compose(&[5; 8], 1e-3, POLAR_EXPRESS_CUSHION, 1.0).unwrap();
     let published = preset("polar_express_raw").unwrap();
     for (i, (p, q)) in found.iter().zip(published.polynomials()).enumerate() {
-        // Rows 1 to 6 are as well determined as f64 (measured 1.1e-14, coefficients up to 24). On
-        // the seventh interval, 1 ± 1.2e-3, three nearly equal monomials fit 1 to 6e-11: their
+        // Rows 1 to 6 are as well determined as f64 (measured 1.8e-14, coefficients up to 24). On
+        // the seventh interval, 1 ± 1.2e-3, three nearly equal monomials fit 1 to 1e-9: their
         // coefficients are determined to rounding/width² = 1e-16/1.4e-6 (measured 3.5e-11). The
-        // published eighth row is the Taylor limit at 1, ours at the upper end 1 + 6e-10 (measured
-        // 3.9e-9).
+        // published eighth row is the Taylor limit at 1, ours at the upper end 1 + 1e-9, as the
+        // recursion says (measured 3.9e-9).
         let tolerance = match i {
             0..6 => 1e-13,
             6 => 1e-10,
@@ -240,7 +240,7 @@ fn a_band_of_a_quarter_is_what_45_digit_arithmetic_gives() {
         ],
     ];
     let found = for_band(&[9; 3], 0.25).unwrap();
-    // Relative; measured 1.2e-14 at worst, the condition of a 6 × 6 solve with entries from 1e-3 to
+    // Relative; measured 8e-15 at worst: the condition of a 6 × 6 solve with entries from 1e-3 to
     // 1.
     assert!((found.lower / 0.001_842_244_125_694_263 - 1.0).abs() < 1e-12, "{}", found.lower);
     for (p, row) in found.polynomials.iter().zip(exact) {
@@ -336,6 +336,17 @@ fn what_cannot_be_made_is_refused() {
 }
 
 #[test]
+fn high_degrees_converge_to_their_rounding() {
+    // Terms of this polynomial reach 1e6, so the level is never stationary to 1e-15 or even 1e-12.
+    let (c, error) = minimax_coefficients(17, 0.02580748788010172, 1.0).unwrap();
+    let size: f64 = c.iter().map(|c| c.abs()).sum();
+    assert!(size > 1e5, "{size:e}");
+    let at_one: f64 = c.iter().sum();
+    // Nine coefficients, ten alternations, the first below 1: the last is above.
+    assert!((at_one - 1.0 - error).abs() < 16.0 * f64::EPSILON * size, "{at_one} {error}");
+}
+
+#[test]
 fn long_compositions_settle_at_one() {
     for degrees in [vec![5; 32], vec![9; 20], vec![3; 32], vec![3, 5, 9, 3, 5, 9, 3, 5, 9]] {
         let found = compose(&degrees, 1e-3, 0.02, 1.0).unwrap();
@@ -380,12 +391,28 @@ proptest! {
         prop_assert_eq!(turns, half + 2, "{} {} {}: last {}", degree, lower, upper, last);
     }
 
+    /// Any composition in the allowed range can be made; its image stays around 1.
+    #[test]
+    fn compositions_exist_and_stay_around_one(
+        degrees in proptest::collection::vec(prop_oneof![Just(3usize), Just(5), Just(9)], 1..12),
+        log_lower in -6.0f64..-0.1, cushion in 0.0f64..0.2, safety in 1.0f64..1.05,
+    ) {
+        let lower = 10f64.powf(log_lower);
+        let found = compose(&degrees, lower, cushion, 1.0).unwrap();
+        let ((min, max), error) = image_and_rounding(&found, lower);
+        prop_assert!((min + max - 2.0).abs() < 2.0 * error && min > 0.0, "{min} {max} {error:e}");
+        let guarded = compose(&degrees, lower, cushion, safety).unwrap();
+        let ((min, max), error) = image_and_rounding(&guarded, lower);
+        prop_assert!(min > 0.0 && max < 2.0 + error, "{min} {max}");
+    }
+
     /// The image of the interval is the band, for any mix of degrees.
     #[test]
     fn compositions_reach_their_band(
         degrees in proptest::collection::vec(prop_oneof![Just(3usize), Just(5), Just(9)], 1..5),
-        band in 0.01f64..0.5,
+        log_band in -9.0f64..-0.3,
     ) {
+        let band = 10f64.powf(log_band);
         let found = for_band(&degrees, band).unwrap();
         prop_assert!(found.lower > 0.0 && found.lower < 1.0);
         let ((lo, hi), error) = image_and_rounding(&found.polynomials, found.lower);

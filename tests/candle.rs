@@ -1,0 +1,144 @@
+//! candle models: routing by name, the same numbers as the optimizer on plain slices, refusals.
+#![cfg(feature = "candle")]
+#![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+
+mod support;
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{Optimizer, VarMap};
+use muon_cuda::candle::{CandleConfig, CandleMuon, Unnamed};
+use muon_cuda::{
+    AdamWRule, Cpu, Muon, MuonConfig, ParamSpec, RoutingRule, StepOptions, StepTensor,
+};
+use support::{Random, bits, rule};
+
+fn rules() -> RoutingRule {
+    RoutingRule::new(rule("jordan"), AdamWRule::default())
+}
+
+fn insert(map: &VarMap, name: &str, shape: &[usize], dtype: DType, seed: u64) -> Var {
+    let n: usize = shape.iter().product();
+    let t = Tensor::from_vec(Random::new(seed).normals(n), shape, &Device::Cpu).unwrap();
+    let var = Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap();
+    map.data().lock().unwrap().insert(name.into(), var.clone());
+    var
+}
+
+fn flat(var: &Var) -> Vec<f32> {
+    var.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// `Σ param ⊙ target`: its gradient with respect to each parameter is the target.
+fn loss(pairs: &[(&Var, &Tensor)]) -> Tensor {
+    let terms = pairs.iter().map(|(v, t)| (v.as_tensor() * *t).unwrap().sum_all().unwrap());
+    terms.reduce(|a, b| (a + b).unwrap()).unwrap()
+}
+
+#[test]
+fn a_candle_step_equals_a_step_on_slices() {
+    let map = VarMap::new();
+    let w = insert(&map, "layer.weight", &[6, 10], DType::F32, 1);
+    let head = insert(&map, "head.weight", &[3, 6], DType::F32, 2);
+    let unused = insert(&map, "unused.weight", &[4, 4], DType::F32, 3);
+    let before_unused = flat(&unused);
+    let mut muon = CandleMuon::new_from_varmap(&map, MuonConfig::default(), &rules()).unwrap();
+    let routes: Vec<_> =
+        muon.routing().routes.into_iter().map(|r| (r.name, r.orthogonalizer.is_some())).collect();
+    assert_eq!(
+        routes,
+        [
+            ("head.weight".into(), false),
+            ("layer.weight".into(), true),
+            ("unused.weight".into(), true)
+        ]
+    );
+
+    let mut plain = Muon::new(Cpu::new().unwrap(), MuonConfig::default()).unwrap();
+    let hidden = plain.add_group("hidden", rule("jordan")).unwrap();
+    let rest = plain.add_group("rest", AdamWRule::default()).unwrap();
+    let id_w = plain.add_param(hidden, ParamSpec::new("layer.weight", &[6, 10])).unwrap();
+    let id_h = plain.add_param(rest, ParamSpec::new("head.weight", &[3, 6])).unwrap();
+    let (mut pw, mut ph) = (flat(&w), flat(&head));
+
+    for step in 0..4 {
+        let gw = Random::new(10 + step).normals(60);
+        let gh = Random::new(20 + step).normals(18);
+        let tw = Tensor::from_vec(gw.clone(), &[6, 10], &Device::Cpu).unwrap();
+        let th = Tensor::from_vec(gh.clone(), &[3, 6], &Device::Cpu).unwrap();
+        muon.backward_step(&loss(&[(&w, &tw), (&head, &th)])).unwrap();
+        let mut tensors =
+            [StepTensor::new(id_w, &mut pw, &gw), StepTensor::new(id_h, &mut ph, &gh)];
+        plain.step(&StepOptions::default(), &mut tensors).unwrap();
+    }
+    assert_eq!(bits(&flat(&w)), bits(&pw));
+    assert_eq!(bits(&flat(&head)), bits(&ph));
+    assert_eq!(bits(&flat(&unused)), bits(&before_unused), "no gradient: untouched, no decay");
+    assert_eq!(flat(&map.data().lock().unwrap()["layer.weight"]), pw, "the map sees the update");
+}
+
+#[test]
+fn bf16_variables_are_trained_by_a_master_copy() {
+    let map = VarMap::new();
+    let w = insert(&map, "layer.weight", &[4, 6], DType::BF16, 5);
+    let before = flat(&w);
+    let mut muon = CandleMuon::new_from_varmap(&map, MuonConfig::default(), &rules()).unwrap();
+    let t = Tensor::from_vec(Random::new(6).normals(24), &[4, 6], &Device::Cpu).unwrap();
+    muon.backward_step(&loss(&[(&w, &t.to_dtype(DType::BF16).unwrap())])).unwrap();
+    assert_eq!(w.dtype(), DType::BF16);
+    assert_ne!(flat(&w), before);
+    let id = muon.inner().param_id("layer.weight").unwrap();
+    assert!(
+        muon.inner().export_state(id).unwrap().buffers.iter().any(|(name, _)| *name == "master")
+    );
+}
+
+#[test]
+fn what_cannot_be_routed_is_refused() {
+    let map = VarMap::new();
+    let w = insert(&map, "embed.weight", &[6, 10], DType::F32, 1);
+    let e = CandleMuon::new_from_varmap(&map, MuonConfig::default(), &rules()).unwrap_err();
+    assert!(e.to_string().contains("no parameter would be orthogonalized"), "{e}");
+
+    // Names are gone here, and shapes do not tell an embedding from a hidden matrix.
+    let config =
+        CandleConfig { config: MuonConfig::default(), routing: rules(), unnamed: Unnamed::Refuse };
+    let e = CandleMuon::new(vec![w.clone()], config.clone()).unwrap_err();
+    assert!(e.to_string().contains("new_from_varmap"), "{e}");
+    let by_shape = CandleConfig { unnamed: Unnamed::ByShape, ..config };
+    let mut muon = CandleMuon::new(vec![w.clone()], by_shape).unwrap();
+    assert!((muon.routing().muon_fraction() - 1.0).abs() < 1e-12);
+    assert_eq!(muon.learning_rate(), 0.02);
+
+    // Tied weights: one variable under two names.
+    let tied = vec![("a.weight".to_owned(), w.clone()), ("b.weight".to_owned(), w.clone())];
+    let e = CandleMuon::new_from_named(tied, MuonConfig::default(), &rules()).unwrap_err();
+    assert!(e.is_aliasing() && e.to_string().contains("`a.weight` and `b.weight`"), "{e}");
+    let int = Var::from_tensor(&Tensor::zeros((2, 2), DType::F64, &Device::Cpu).unwrap()).unwrap();
+    let e = CandleMuon::new_from_named(vec![("x".into(), int)], MuonConfig::default(), &rules())
+        .unwrap_err();
+    assert!(e.is_dtype_mismatch(), "{e}");
+
+    // A learning rate candle's interface cannot refuse stops the next step, and only that.
+    let before = flat(&w);
+    let t = Tensor::ones((6, 10), DType::F32, &Device::Cpu).unwrap();
+    muon.set_learning_rate(f64::NAN);
+    let e = muon.backward_step(&loss(&[(&w, &t)])).unwrap_err();
+    assert!(e.to_string().contains("set_learning_rate"), "{e}");
+    assert_eq!(flat(&w), before);
+    muon.set_learning_rate(0.5);
+    muon.backward_step(&loss(&[(&w, &t)])).unwrap();
+    assert_eq!(muon.learning_rate(), 0.5);
+    assert_ne!(flat(&w), before);
+}
+
+#[test]
+fn a_failed_step_gives_the_elements_back() {
+    let map = VarMap::new();
+    let w = insert(&map, "layer.weight", &[6, 10], DType::F32, 1);
+    let config = MuonConfig { non_finite: muon_cuda::NonFinite::Error, ..MuonConfig::default() };
+    let mut muon = CandleMuon::new_from_varmap(&map, config, &rules()).unwrap();
+    let before = flat(&w);
+    let t = Tensor::full(f32::NAN, (6, 10), &Device::Cpu).unwrap();
+    assert!(muon.backward_step(&loss(&[(&w, &t)])).is_err());
+    assert_eq!(bits(&flat(&w)), bits(&before));
+}
