@@ -150,7 +150,7 @@ pub trait Device: fmt::Debug + Sized {
 }
 
 /// One parameter and its gradient, for one step.
-pub struct StepTensor<'a, D: Device + ?Sized> {
+pub struct StepTensor<'a, D: Device> {
     /// Which parameter it is.
     pub id: ParamId,
     /// Its memory, row-major and contiguous, of the registered shape and dtype.
