@@ -1,4 +1,34 @@
-//! The Muon optimizer for Rust.
+//! The Muon optimizer: momentum, orthogonalized by Newton–Schulz iterations.
+//!
+//! Minimise `tr(Gᵀ·ΔW)` over a ball. If the ball is that of the Frobenius norm the answer is gradient descent; if it
+//! is that of the spectral norm the answer is `−UVᵀ`, the polar factor of the gradient `G = UΣVᵀ`. Muon applies
+//! the second to the momentum of hidden matrices. A singular value decomposition a step is too slow, so an odd
+//! polynomial, applied a few times, drives every singular value toward 1. The better the polynomial, the better
+//! the optimizer.
+//!
+//! # Tour
+//!
+//! | you want to | look at |
+//! |---|---|
+//! | train | [`Muon`], [`MuonRule`], [`AdamWRule`], [`StepOptions`], [`LrSchedule`] |
+//! | train a candle model | `muon_cuda::candle` (feature `candle`), [`RoutingRule`] |
+//! | see what a step will do and cost | [`Muon::plan`], [`Muon::routing`] |
+//! | choose, read, make polynomials | [`CoefficientSchedule`], [`coefficients`] |
+//! | orthogonalize one matrix | [`orthogonalize()`] |
+//! | stop and resume | [`Muon::checkpoint`], [`Checkpoint`] |
+//! | check a device or a port | [`mod@reference`], [`verify`] |
+//! | know how a result is computed | [`recipe`], and NUMERICS.md in the repository |
+//!
+//! # A step
+//!
+//! ```text
+//! grad, param (the caller's)
+//!   │  pass A          direction = blend of grad and momentum, written as the iterate, normalised
+//!   │  orthogonalize   per bucket of equal shape: the recipe's matrix products
+//!   └▶ pass B          momentum committed; param ← decay(param) − lr · update_scale · X
+//! ```
+//!
+//! A matrix that is not finite is skipped whole. Errors are typed ([`Error`]); no call panics.
 
 #[cfg(feature = "candle")]
 pub mod candle;
@@ -45,3 +75,8 @@ pub use routing::{Decision, RoutingRule};
 pub use scale::UpdateScale;
 pub use shape::{Block, Layout, MatrixShape, Orientation, Split};
 pub use state::Checkpoint;
+
+/// Runs the example of the README as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

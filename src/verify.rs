@@ -192,8 +192,10 @@ impl Trajectories {
         let path = path.as_ref();
         let text =
             std::fs::read_to_string(path).map_err(|e| Error::io(path, "read trajectories", e))?;
-        let tensors = TensorFile::load(path.with_extension("safetensors"))?;
-        Self::new(&text, tensors).context(|| path.display())
+        let header = Header::parse(&text).context(|| path.display())?;
+        let tensors = TensorFile::load(path.with_extension("safetensors"))
+            .context(|| format!("tensors of {}", path.display()))?;
+        Ok(Self { header, tensors })
     }
 
     /// A recording from its two parts.
@@ -201,12 +203,7 @@ impl Trajectories {
     /// # Errors
     /// JSON of another form, or without a case.
     pub fn new(json: &str, tensors: TensorFile) -> Result<Self> {
-        let header: Header = serde_json::from_str(json)
-            .map_err(|e| Error::parse(format!("not a recording of trajectories: {e}")))?;
-        if header.cases.is_empty() {
-            return Err(Error::parse("the recording has no case"));
-        }
-        Ok(Self { header, tensors })
+        Ok(Self { header: Header::parse(json)?, tensors })
     }
 
     /// Which optimizer was recorded.
@@ -376,6 +373,17 @@ impl Trajectories {
                 .into())
             }
         }
+    }
+}
+
+impl Header {
+    fn parse(json: &str) -> Result<Self> {
+        let header: Self = serde_json::from_str(json)
+            .map_err(|e| Error::parse(format!("not a recording of trajectories: {e}")))?;
+        if header.cases.is_empty() {
+            return Err(Error::parse("not a recording of trajectories: it has no case"));
+        }
+        Ok(header)
     }
 }
 
