@@ -46,6 +46,7 @@ mod plan;
 mod precision;
 pub mod recipe;
 pub mod reference;
+mod rounding;
 mod routing;
 mod scale;
 mod shape;

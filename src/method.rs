@@ -1,11 +1,253 @@
-//! Which method evaluates a schedule on a shape.
-use crate::{
-    coefficients::CoefficientSchedule, precision::Precision, recipe::Method, shape::MatrixShape,
-};
+//! Which method evaluates a schedule on a shape: the cheapest one whose rounding stays near the standard form's.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::coefficients::{CoefficientSchedule, Normalization};
+use crate::precision::Precision;
+use crate::recipe::{Method, Recipe};
+use crate::rounding::rounding_error;
+use crate::shape::MatrixShape;
+
+/// A Gram grouping may round at most this many times worse than the standard form.
+const TOLERATED: f64 = 1.5;
+
+/// A Gram grouping must save at least this part of the standard form's FLOPs: below that, its additional
+/// operations and the larger number of symmetric products, which never reach half cost, eat the gain.
+const LEAST_SAVING: f64 = 0.05;
+
+/// Longer schedules run in standard form: their groupings are too many to try.
+const MOST_ITERATIONS: usize = 12;
+
+/// Groupings emulated for one shape at most, cheapest first. All of them up to six iterations.
+const MOST_CANDIDATES: usize = 32;
+
+/// A method and the reason for it, for the plan.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Choice {
     pub method: Method,
     pub reason: String,
 }
-pub(crate) fn choose(_s: &CoefficientSchedule, _p: Precision, _shape: MatrixShape) -> Choice {
-    Choice { method: Method::Standard, reason: "standard form".into() }
+
+/// The cheapest method for that shape by FLOPs with symmetric products at half cost, among the standard form
+/// and the Gram groupings that round at most 1.5 times worse than it at that precision.
+///
+/// The rounding error is emulated ([`rounding_error`]), deterministically and from coefficients and precision
+/// alone, so that every machine makes the same choice.
+pub(crate) fn choose(
+    schedule: &CoefficientSchedule,
+    precision: Precision,
+    shape: MatrixShape,
+) -> Choice {
+    let standard = |reason: String| Choice { method: Method::Standard, reason };
+    let iterations = schedule.polynomials().len();
+    let Ok(recipe) = Recipe::new(schedule, &Method::Standard) else {
+        return standard("standard form".into());
+    };
+    if iterations > MOST_ITERATIONS {
+        return standard(format!(
+            "standard form: Gram groupings of more than {MOST_ITERATIONS} iterations are not searched"
+        ));
+    }
+    let n3 = f64::powi(shape.short() as f64, 3);
+    let cost = |recipe: &Recipe| recipe.flops(shape).symmetric as f64 / n3;
+    let standard_cost = cost(&recipe);
+    let mut candidates: Vec<(f64, usize, Vec<usize>, Recipe)> = groupings(iterations)
+        .filter_map(|groups| {
+            let recipe = Recipe::new(schedule, &Method::Gram { groups: groups.clone() }).ok()?;
+            let largest = groups.iter().copied().max()?;
+            let cost = cost(&recipe);
+            (cost <= standard_cost * (1.0 - LEAST_SAVING))
+                .then_some((cost, largest, groups, recipe))
+        })
+        .collect();
+    if candidates.is_empty() {
+        return standard(format!(
+            "standard form, {standard_cost:.1} n^3 FLOPs: no Gram grouping saves {}% on this shape",
+            LEAST_SAVING * 100.0
+        ));
+    }
+    // Equally cheap groupings: balanced groups first, since noise grows with the slopes of one group; then
+    // large groups first, since the first Gram matrix has the smallest norm and so the least noise.
+    candidates.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then_with(|| b.2.cmp(&a.2)));
+    let reference = emulated(schedule, precision, &[], &recipe, f64::INFINITY);
+    let limit = TOLERATED * reference;
+    for (cost, _, groups, recipe) in candidates.into_iter().take(MOST_CANDIDATES) {
+        let error = emulated(schedule, precision, &groups, &recipe, limit);
+        if error <= limit {
+            let method = Method::Gram { groups };
+            let reason = format!(
+                "{method} costs {cost:.1} n^3 FLOPs against {standard_cost:.1} in standard form; \
+                 emulated {precision} rounding error {error:.1e} against {reference:.1e}"
+            );
+            return Choice { method, reason };
+        }
+    }
+    standard(format!(
+        "standard form, {standard_cost:.1} n^3 FLOPs: every cheaper Gram grouping rounds more than \
+         {TOLERATED} times worse in {precision} (standard form: {reference:.1e})"
+    ))
+}
+
+/// Every way to cut that many iterations into consecutive groups, but the one with a cut everywhere, which
+/// is the standard form.
+fn groupings(iterations: usize) -> impl Iterator<Item = Vec<usize>> {
+    let cuts = iterations.saturating_sub(1);
+    (0..(1usize << cuts) - 1).map(move |mask| {
+        let mut groups = vec![1];
+        for i in 0..cuts {
+            if mask >> i & 1 == 1 {
+                groups.push(1);
+            } else if let Some(last) = groups.last_mut() {
+                *last += 1;
+            }
+        }
+        groups
+    })
+}
+
+/// What an emulated rounding error depends on.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    coefficients: Vec<u64>,
+    lengths: Vec<usize>,
+    /// Bits of the Frobenius safety; `None` for AOL.
+    safety: Option<u64>,
+    precision: Precision,
+    /// Empty for the standard form.
+    groups: Vec<usize>,
+}
+
+static EMULATED: Mutex<Option<HashMap<Key, f64>>> = Mutex::new(None);
+
+/// [`rounding_error`], each computed once a process. `limit` must depend on the other arguments alone.
+fn emulated(
+    schedule: &CoefficientSchedule,
+    precision: Precision,
+    groups: &[usize],
+    recipe: &Recipe,
+    limit: f64,
+) -> f64 {
+    let polynomials = schedule.polynomials();
+    let key = Key {
+        coefficients: polynomials
+            .iter()
+            .flat_map(|p| p.coefficients().iter().map(|c| c.to_bits()))
+            .collect(),
+        lengths: polynomials.iter().map(|p| p.coefficients().len()).collect(),
+        safety: match schedule.normalization() {
+            Normalization::Frobenius { safety } => Some(safety.to_bits()),
+            Normalization::Aol => None,
+        },
+        precision,
+        groups: groups.to_vec(),
+    };
+    let mut memory = EMULATED.lock().unwrap_or_else(PoisonError::into_inner);
+    *memory
+        .get_or_insert_default()
+        .entry(key)
+        .or_insert_with(|| rounding_error(schedule, recipe, precision, limit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coefficients::presets::{names, preset};
+
+    fn error(name: &str, precision: Precision, groups: &[usize]) -> f64 {
+        let schedule = preset(name).unwrap();
+        let method = if groups.is_empty() {
+            Method::Standard
+        } else {
+            Method::Gram { groups: groups.to_vec() }
+        };
+        let recipe = Recipe::new(&schedule, &method).unwrap();
+        rounding_error(&schedule, &recipe, precision, f64::INFINITY)
+    }
+
+    fn choice(name: &str, precision: Precision, rows: usize, cols: usize) -> Choice {
+        choose(&preset(name).unwrap(), precision, MatrixShape { rows, cols })
+    }
+
+    #[test]
+    fn degree_nine_rounds_like_published_quintics_and_not_like_its_monomial_form() {
+        let row: [f64; 5] = [14.800_609_8, -144.455_149, 480.245_807, -617.009_508, 268.373_807];
+        // Largest relative error in bf16 of one step on scalars in (0, 1]: powers stored and summed with
+        // their coefficients, against the completed square.
+        let round = |x: f64| f64::from(Precision::Bf16.round(crate::cpu::narrow(x)));
+        let (root, half) = (row[4].sqrt(), row[3] / (2.0 * row[4]));
+        let beta = (row[2] - row[4] * half * half) / root;
+        let gamma = row[1] - beta * root * half;
+        let (mut monomial, mut square) = (0.0f64, 0.0f64);
+        for i in 1..=100 {
+            let r = round(f64::from(i) * 0.01);
+            let exact = row.iter().rev().fold(0.0, |acc, c| acc * r + c);
+            let r2 = round(r * r);
+            let (low, high) = (round(row[2] * r2 + row[1] * r), round(row[4] * r2 + row[3] * r));
+            monomial = monomial.max((round(high * r2 + low) + row[0] - exact).abs());
+            let z = round(root * r2 + root * half * r);
+            square = square.max((round(z * z + beta * z + gamma * r) + row[0] - exact).abs());
+        }
+        assert!(square < 0.11 && monomial > 10.0 * square, "{square} {monomial}");
+        for name in ["nonic3_band12", "nonic3_band25"] {
+            let published = ["polar_express_5", "jordan"];
+            for precision in [Precision::Bf16, Precision::Fp16] {
+                let limit =
+                    published.map(|p| error(p, precision, &[])).into_iter().fold(0.0, f64::max);
+                let found = error(name, precision, &[]);
+                assert!(found < 1.2 * limit, "{name} {precision}: {found} {limit}");
+            }
+        }
+    }
+
+    #[test]
+    fn standard_rounding_errors_are_those_of_the_table() {
+        // NUMERICS.md: eight spectra, 48 x 96. A change here changes plans.
+        for (name, bf16, fp16) in [
+            ("jordan", 0.147, 0.0185),
+            ("polar_express_5", 0.194, 0.0253),
+            ("nonic3_band12", 0.210, 0.0081),
+            ("nonic3_band25", 0.161, 0.0218),
+        ] {
+            let found = [Precision::Bf16, Precision::Fp16].map(|p| error(name, p, &[]));
+            assert!((found[0] / bf16 - 1.0).abs() < 0.01, "{name}: {found:?}");
+            assert!((found[1] / fp16 - 1.0).abs() < 0.01, "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn square_matrices_stay_in_standard_form() {
+        for name in names() {
+            assert_eq!(choice(name, Precision::Bf16, 256, 256).method, Method::Standard, "{name}");
+        }
+    }
+
+    #[test]
+    fn rectangular_quintics_get_a_gram_form_but_not_one_that_blows_up() {
+        for precision in [Precision::Bf16, Precision::Fp16, Precision::F32] {
+            let c = choice("polar_express_5", precision, 256, 1024);
+            assert_eq!(c.method, Method::Gram { groups: vec![2, 2, 1] }, "{}", c.reason);
+            // The orientation is no part of the choice.
+            assert_eq!(c, choice("polar_express_5", precision, 1024, 256));
+        }
+        let limit = TOLERATED * error("polar_express_5", Precision::Bf16, &[]);
+        for refused in [&[5][..], &[2, 3], &[3, 2], &[4, 1]] {
+            assert!(error("polar_express_5", Precision::Bf16, refused) > limit, "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn long_schedules_are_not_searched() {
+        let long = preset("classical_cubic").unwrap().with_iterations(40).unwrap();
+        let c = choose(&long, Precision::F32, MatrixShape { rows: 16, cols: 64 });
+        assert_eq!(c.method, Method::Standard);
+    }
+
+    #[test]
+    fn groupings_are_all_compositions_but_the_finest() {
+        assert_eq!(groupings(1).count(), 0);
+        let all: Vec<_> = groupings(3).collect();
+        assert_eq!(all, [vec![3], vec![1, 2], vec![2, 1]]);
+        assert!(groupings(6).all(|g| g.iter().sum::<usize>() == 6));
+    }
 }

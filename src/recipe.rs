@@ -48,7 +48,9 @@ pub enum Op {
         /// Read and written.
         r: Small,
     },
-    /// `out ← alpha·a·b + beta·c`, symmetric; `out` is none of `a`, `b`, `c`.
+    /// `out ← alpha·a·b + beta·c + gamma·d`, symmetric, rounded once; `out` is none of the others.
+    ///
+    /// The lower triangle is formed and mirrored.
     Symmetric {
         /// Written.
         out: Small,
@@ -62,6 +64,10 @@ pub enum Op {
         beta: f32,
         /// Addend; may be `a` or `b`.
         c: Small,
+        /// Factor of `d`; zero if there is no second addend.
+        gamma: f32,
+        /// Second addend.
+        d: Small,
     },
     /// `out ← alpha·a + beta·b`, elementwise; `out` may be `a` or `b`.
     Combine {
@@ -173,8 +179,20 @@ impl Builder {
     }
 
     fn symmetric(&mut self, alpha: f64, a: Small, b: Small, beta: f64, c: Small) -> Small {
+        self.symmetric_sum(alpha, a, b, (beta, c), (0.0, c))
+    }
+
+    fn symmetric_sum(
+        &mut self,
+        alpha: f64,
+        a: Small,
+        b: Small,
+        (beta, c): (f64, Small),
+        (gamma, d): (f64, Small),
+    ) -> Small {
         let out = self.take();
-        self.ops.push(Op::Symmetric { out, alpha: f32(alpha), a, b, beta: f32(beta), c });
+        let (alpha, beta, gamma) = (f32(alpha), f32(beta), f32(gamma));
+        self.ops.push(Op::Symmetric { out, alpha, a, b, beta, c, gamma, d });
         out
     }
 
@@ -183,28 +201,30 @@ impl Builder {
     }
 
     /// `r(R)` of one polynomial; the caller releases `s` unless it is `r`.
-    fn step_factor(&mut self, p: &OddPolynomial, r: Small) -> Result<StepFactor> {
-        Ok(match *p.coefficients() {
+    fn step_factor(&mut self, p: &OddPolynomial, r: Small) -> StepFactor {
+        match *p.coefficients() {
             [a, b] => StepFactor { alpha: b, s: r, g: a },
             [a, b, c] => StepFactor { alpha: 1.0, s: self.symmetric(c, r, r, b, r), g: a },
-            _ => {
-                let f = p.nonic_factors()?;
-                // R² is stored once and both quadratics are combined from it: one rounding more than
-                // forming them inside the product, and every step is a plain GEMM or an axpy.
+            [a, b, c, d, e] => {
+                // The square is completed: with Z = √|e|·(R² + d/(2e)·R), e·R⁴ + d·R³ + c·R² + b·R is
+                // ±Z² + beta·Z + gamma·R. Minimax steps nearly touch zero twice, so gamma is small, and
+                // Z², unlike a product of two different rounded matrices, is symmetric before it is
+                // mirrored: mirroring moves the error of large eigenvalues onto small ones. Largest
+                // bf16 error of nonic3_band12 over the eight spectra, 160 × 320: 0.045; as a product of
+                // two quadratics 0.05, and up to 0.4 at 32 × 64 where this form has 0.1; with the
+                // addends rounded to 16 bit before the product 0.6 (NUMERICS.md).
+                let (root, half) = (e.abs().sqrt(), d / (2.0 * e));
+                let beta = (c - e * half * half) / root;
+                let gamma = b - beta * root * half;
                 let r2 = self.symmetric(1.0, r, r, 0.0, r);
-                let z1 = self.take();
-                self.combine(z1, f.s, r2, f.s * f.p1, r);
-                self.combine(r2, f.s * f.sign, r2, f.s * f.sign * f.p2, r);
-                let z2 = r2;
-                let w = self.take();
-                self.combine(w, f.a2, z1, f.a1, z2);
-                let s = self.symmetric(1.0, z1, z2, 1.0, w);
-                self.release(z1);
-                self.release(z2);
-                self.release(w);
-                StepFactor { alpha: 1.0, s, g: f.a1 * f.a2 }
+                self.combine(r2, root, r2, root * half, r);
+                let z = r2;
+                let s = self.symmetric_sum(e.signum(), z, z, (beta, z), (gamma, r));
+                self.release(z);
+                StepFactor { alpha: 1.0, s, g: a }
             }
-        })
+            _ => StepFactor { alpha: 0.0, s: r, g: p.slope() },
+        }
     }
 }
 
@@ -212,8 +232,8 @@ impl Recipe {
     /// The operations for that schedule and method.
     ///
     /// # Errors
-    /// Gram groups that are zero or do not add up to the number of iterations, or a degree-9 polynomial
-    /// without a factored form (see [`OddPolynomial::nonic_factors`]).
+    /// Gram groups that are zero or do not add up to the number of iterations, or a polynomial of degree 9
+    /// whose leading coefficient is zero.
     pub fn new(schedule: &CoefficientSchedule, method: &Method) -> Result<Self> {
         let polynomials = schedule.polynomials();
         let ones;
@@ -232,6 +252,13 @@ impl Recipe {
                 polynomials.len()
             )));
         }
+        // Completing the square divides by the leading coefficient.
+        if polynomials.iter().any(|p| p.degree() == 9 && p.coefficients().last() == Some(&0.0)) {
+            return Err(Error::invalid_config(format!(
+                "schedule `{}`: a polynomial of degree 9 needs a leading coefficient, found `0`",
+                schedule.name()
+            )));
+        }
         let mut b = Builder { ops: Vec::new(), taken: Vec::new() };
         let mut x = Iterate::X0;
         let mut next = 0;
@@ -245,10 +272,12 @@ impl Recipe {
             // round every other entry to the unit_roundoff of the large diagonal.
             let mut q: Option<StepFactor> = None;
             for (i, p) in polynomials[next..next + size].iter().enumerate() {
-                let step = b.step_factor(p, r)?;
+                let step = b.step_factor(p, r);
                 let last = i + 1 == size;
                 let r_next = (!last).then(|| {
-                    let w = b.symmetric(step.alpha, step.s, r, step.g, r);
+                    // (S + g)·R·(S + g) with R in the middle: noise in S that does not commute with R
+                    // then stays what it is. (S + g)²·R multiplies it by g (tests/gram_precision.rs).
+                    let w = b.symmetric(step.alpha, r, step.s, step.g, r);
                     let r_next = b.symmetric(step.alpha, step.s, w, step.g, w);
                     b.release(w);
                     r_next
@@ -256,10 +285,10 @@ impl Recipe {
                 q = Some(match q.take() {
                     None => step,
                     Some(q) => {
-                        let w = b.take();
-                        b.combine(w, q.alpha * step.g, q.s, q.g * step.alpha, step.s);
-                        let s = b.symmetric(q.alpha * step.alpha, q.s, step.s, 1.0, w);
-                        b.release(w);
+                        let terms = ((q.alpha * step.g, q.s), (q.g * step.alpha, step.s));
+                        let alpha = q.alpha * step.alpha;
+                        // The later factor on the left, as the iterations apply them.
+                        let s = b.symmetric_sum(alpha, step.s, q.s, terms.0, terms.1);
                         b.release(q.s);
                         b.release(step.s);
                         StepFactor { alpha: 1.0, s, g: q.g * step.g }

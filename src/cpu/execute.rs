@@ -3,18 +3,15 @@
 //! The partition of a product depends on its shape alone and no sum is split across threads, so results
 //! are the same bits for every number of threads, batched or one by one.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{MatMut, MatRef};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
+use super::tile::{self, Epilogue, Term};
 use crate::error::{Error, Result};
 use crate::precision::Precision;
 use crate::recipe::{Iterate, Op, Recipe, Small};
 use crate::shape::{MatrixShape, Orientation};
-
-/// Columns of one tile of a product with the iterate: with its operands it stays in the second-level cache.
-const TILE_COLS: usize = 384;
 
 /// Workspace of one matrix: two iterates, and the `short × short` buffers of its recipe.
 #[derive(Debug)]
@@ -30,6 +27,11 @@ impl MatrixBuffers {
             x: [vec![0.0; shape.len()], vec![0.0; shape.len()]],
             small: vec![vec![0.0; n * n]; recipe.small_buffers()],
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn small(&self) -> &[Vec<f32>] {
+        &self.small
     }
 
     /// For orthogonalizers that work in place.
@@ -63,10 +65,11 @@ pub(super) fn execute(
                 let scale = &mut spare[..shape.short()];
                 run.aol_scale(x, &mut buffers.small[r.0], scale);
             }
-            Op::Symmetric { out, alpha, a, b, beta, c } => {
+            Op::Symmetric { out, alpha, a, b, beta, c, gamma, d } => {
                 let mut result = std::mem::take(&mut buffers.small[out.0]);
                 let small = |s: Small| buffers.small[s.0].as_slice();
-                run.symmetric(alpha, small(a), small(b), beta, small(c), &mut result);
+                let terms = [run.term(beta, small(c)), run.term(gamma, small(d))];
+                run.symmetric(alpha, small(a), small(b), terms, &mut result);
                 buffers.small[out.0] = result;
             }
             Op::Combine { out, alpha, a, beta, b } => {
@@ -116,79 +119,42 @@ impl Run {
         }
     }
 
-    /// Lower triangle of a symmetric product, band by band, then mirrored.
-    ///
-    /// `product(rows, cols, tile)` writes `alpha` times the product for that range of rows and columns;
-    /// `addend` is `beta` and the matrix it multiplies.
-    fn lower_triangle(
-        &self,
-        out: &mut [f32],
-        addend: Option<(f32, &[f32])>,
-        product: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>, MatMut<'_, f32>) + Sync,
-    ) {
-        let n = self.shape.short();
-        let tile = Self::band(n);
-        self.bands(out, n, |first, band| {
-            let height = band.len() / n;
-            // The diagonal tile is formed whole: its upper part is overwritten by the mirror.
-            for start in (0..first + height).step_by(tile) {
-                let end = (start + tile).min(first + height);
-                let view = MatMut::from_row_major_slice_mut(band, height, n);
-                product(first..first + height, start..end, view.get_mut(.., start..end));
-                for (i, row) in band.chunks_mut(n).enumerate() {
-                    let row = &mut row[start..end];
-                    match addend {
-                        Some((beta, c)) => {
-                            let c = &c[(first + i) * n + start..(first + i) * n + end];
-                            self.store_sum(row, beta, c);
-                        }
-                        None => self.store(row),
-                    }
-                }
-            }
-        });
-        mirror(out, n);
+    fn square<'a>(&self, a: &'a [f32]) -> MatRef<'a, f32> {
+        MatRef::from_row_major_slice(a, self.shape.short(), self.shape.short())
     }
 
-    fn store(&self, row: &mut [f32]) {
-        match self.precision {
-            Precision::F32 => {}
-            Precision::Bf16 => row.iter_mut().for_each(|x| *x = Precision::Bf16.round(*x)),
-            Precision::Fp16 => row.iter_mut().for_each(|x| *x = Precision::Fp16.round(*x)),
-        }
+    fn iterate<'a>(&self, x: &'a [f32]) -> MatRef<'a, f32> {
+        MatRef::from_row_major_slice(x, self.shape.rows, self.shape.cols)
     }
 
-    /// `row ← round(row + beta·c)`.
-    fn store_sum(&self, row: &mut [f32], beta: f32, c: &[f32]) {
-        for (x, c) in row.iter_mut().zip(c) {
-            *x += beta * c;
-        }
-        self.store(row);
+    fn term<'a>(&self, factor: f32, c: &'a [f32]) -> Term<'a> {
+        Term { factor, matrix: c, cols: self.shape.short() }
+    }
+
+    fn epilogue<'a>(&self, terms: [Term<'a>; 2]) -> Epilogue<'a> {
+        Epilogue { precision: self.precision, terms }
     }
 
     fn gram(&self, x: &[f32], out: &mut [f32]) {
-        let x = MatRef::from_row_major_slice(x, self.shape.rows, self.shape.cols);
-        self.lower_triangle(out, None, |rows, cols, tile| match self.shape.orientation() {
-            Orientation::Wide => {
-                let (left, right) = (x.get(rows, ..), x.get(cols, ..).transpose());
-                matmul(tile, Accum::Replace, left, right, 1.0, Par::Seq);
-            }
-            Orientation::Tall => {
-                let (left, right) = (x.get(.., rows).transpose(), x.get(.., cols));
-                matmul(tile, Accum::Replace, left, right, 1.0, Par::Seq);
-            }
-        });
+        let n = self.shape.short();
+        let x = self.iterate(x);
+        let (left, right) = match self.shape.orientation() {
+            Orientation::Wide => (x, x.transpose()),
+            Orientation::Tall => (x.transpose(), x),
+        };
+        let epilogue = self.epilogue([Term::NONE; 2]);
+        let view = MatMut::from_row_major_slice_mut(out, n, n);
+        tile::lower_triangle(view, 1.0, left, right, epilogue, self.parallel);
+        mirror(out, n);
     }
 
-    fn symmetric(&self, alpha: f32, a: &[f32], b: &[f32], beta: f32, c: &[f32], out: &mut [f32]) {
+    fn symmetric(&self, alpha: f32, a: &[f32], b: &[f32], terms: [Term<'_>; 2], out: &mut [f32]) {
         let n = self.shape.short();
-        let (a, b) = (MatRef::from_row_major_slice(a, n, n), MatRef::from_row_major_slice(b, n, n));
-        let addend = (beta != 0.0).then_some((beta, c));
-        self.lower_triangle(out, addend, |rows, cols, tile| {
-            // b is symmetric: its rows are its columns, and rows are contiguous.
-            let (left, right) = (a.get(rows, ..), b.get(cols, ..).transpose());
-            matmul(tile, Accum::Replace, left, right, alpha, Par::Seq);
-        });
+        // b is symmetric: its rows are its columns, and rows are contiguous.
+        let (left, right) = (self.square(a), self.square(b).transpose());
+        let view = MatMut::from_row_major_slice_mut(out, n, n);
+        tile::lower_triangle(view, alpha, left, right, self.epilogue(terms), self.parallel);
+        mirror(out, n);
     }
 
     fn combine(
@@ -225,36 +191,19 @@ impl Run {
                     }
                 }
             }
-            self.store(band);
+            tile::round(self.precision, band);
         });
     }
 
     fn apply(&self, alpha: f32, q: &[f32], x: &[f32], beta: f32, out: &mut [f32]) {
         let MatrixShape { rows, cols } = self.shape;
-        let n = self.shape.short();
-        let (q, iterate) =
-            (MatRef::from_row_major_slice(q, n, n), MatRef::from_row_major_slice(x, rows, cols));
-        self.bands(out, cols, |first, band| {
-            let height = band.len() / cols;
-            for start in (0..cols).step_by(TILE_COLS) {
-                let end = (start + TILE_COLS).min(cols);
-                let view = MatMut::from_row_major_slice_mut(band, height, cols);
-                let tile = view.get_mut(.., start..end);
-                let (left, right) = match self.shape.orientation() {
-                    Orientation::Wide => {
-                        (q.get(first..first + height, ..), iterate.get(.., start..end))
-                    }
-                    Orientation::Tall => {
-                        (iterate.get(first..first + height, ..), q.get(.., start..end))
-                    }
-                };
-                matmul(tile, Accum::Replace, left, right, alpha, Par::Seq);
-                for (i, row) in band.chunks_mut(cols).enumerate() {
-                    let x = &x[(first + i) * cols + start..(first + i) * cols + end];
-                    self.store_sum(&mut row[start..end], beta, x);
-                }
-            }
-        });
+        let (left, right) = match self.shape.orientation() {
+            Orientation::Wide => (self.square(q), self.iterate(x)),
+            Orientation::Tall => (self.iterate(x), self.square(q)),
+        };
+        let epilogue = self.epilogue([Term { factor: beta, matrix: x, cols }, Term::NONE]);
+        let view = MatMut::from_row_major_slice_mut(out, rows, cols);
+        tile::product(view, alpha, left, right, epilogue, self.parallel);
     }
 
     fn aol_scale(&self, x: &mut [f32], r: &mut [f32], scale: &mut [f32]) {

@@ -4,6 +4,10 @@ mod buffers;
 mod elementwise;
 mod execute;
 mod passes;
+mod tile;
+
+#[cfg(test)]
+mod execute_tests;
 
 use std::fmt;
 

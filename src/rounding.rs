@@ -1,0 +1,275 @@
+//! Rounding error of a recipe at a precision, emulated in plain scalar arithmetic on small fixed matrices.
+//!
+//! Methods are chosen by these numbers, so they must be the same bits on every machine: products and sums
+//! are separate IEEE operations in a fixed order, random numbers are integers, and neither a transcendental
+//! function nor a fast matrix product is used.
+
+use std::ops::{Add, Mul};
+
+use crate::coefficients::{CoefficientSchedule, Normalization};
+use crate::precision::Precision;
+use crate::recipe::{Iterate, Op, Recipe};
+
+/// Short side of the emulated matrices. Smaller ones round worse, since a Frobenius-normalised matrix has
+/// larger singular values then; 48 × 96 is what an emulation in a plan's construction can afford.
+const SHORT: usize = 48;
+const LONG: usize = 96;
+
+/// Singular values the emulation runs on, the hardest first.
+const SPECTRA: [Spectrum; 8] = [
+    Spectrum::Geometric { ratio: RATIO_1E_5 },
+    Spectrum::HalfRank,
+    Spectrum::Geometric { ratio: RATIO_1E_9 },
+    Spectrum::Geometric { ratio: RATIO_1E_3 },
+    Spectrum::Harmonic,
+    Spectrum::Linear,
+    Spectrum::Outlier,
+    Spectrum::Gaussian,
+];
+
+/// `10^(-3/47)`, `10^(-5/47)` and `10^(-9/47)`: 48 values over 3, 5 and 9 decades.
+const RATIO_1E_3: f64 = 0.863_316_840_701_158_3;
+const RATIO_1E_5: f64 = 0.782_739_086_833_749_3;
+const RATIO_1E_9: f64 = 0.643_443_826_332_899_3;
+
+#[derive(Debug, Clone, Copy)]
+enum Spectrum {
+    /// A matrix of independent normal numbers.
+    Gaussian,
+    /// `σₖ = ratioᵏ`.
+    Geometric { ratio: f64 },
+    /// `σₖ = 1 − k/n`.
+    Linear,
+    /// Half of the singular values 1, the others 0.
+    HalfRank,
+    /// One 1, the others 0.003.
+    Outlier,
+    /// `σₖ = 1/(k + 1)`.
+    Harmonic,
+}
+
+/// Largest relative Frobenius distance, over eight spectra, between the recipe with every store rounded and
+/// the same recipe in f64 from the same rounded input. Stops early with infinity once it exceeds `limit`.
+pub(crate) fn rounding_error(
+    schedule: &CoefficientSchedule,
+    recipe: &Recipe,
+    precision: Precision,
+    limit: f64,
+) -> f64 {
+    let safety = match schedule.normalization() {
+        Normalization::Frobenius { safety } => safety,
+        Normalization::Aol => 1.0,
+    };
+    let mut worst = 0.0f64;
+    for spectrum in SPECTRA {
+        let x = input(spectrum, safety, precision);
+        let exact = run(recipe, x.iter().map(|&x| f64::from(x)).collect(), |x| x);
+        let rounded = run(recipe, x, |x| precision.round(x));
+        let (mut distance, mut norm) = (0.0, 0.0);
+        for (&e, &r) in exact.iter().zip(&rounded) {
+            let d = f64::from(r) - e;
+            distance += d * d;
+            norm += e * e;
+        }
+        let error = (distance / norm).sqrt();
+        // A NaN compares false: it must end the search, not pass it.
+        if !error.is_finite() || error > limit {
+            return f64::INFINITY;
+        }
+        worst = worst.max(error);
+    }
+    worst
+}
+
+/// A matrix `SHORT × LONG` with that spectrum in random bases, normalised and rounded.
+fn input(spectrum: Spectrum, safety: f64, precision: Precision) -> Vec<f32> {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let x = match spectrum {
+        Spectrum::Gaussian => random.normals(SHORT * LONG),
+        _ => {
+            let u = orthonormal_rows(&mut random, SHORT);
+            let v = orthonormal_rows(&mut random, LONG);
+            let mut x = vec![0.0; SHORT * LONG];
+            let mut power = 1.0;
+            for k in 0..SHORT {
+                let position = k as f64;
+                let sigma = match spectrum {
+                    Spectrum::Gaussian => 0.0,
+                    Spectrum::Geometric { ratio } => {
+                        let sigma = power;
+                        power *= ratio;
+                        sigma
+                    }
+                    Spectrum::Linear => 1.0 - position / SHORT as f64,
+                    Spectrum::HalfRank => f64::from(u8::from(k < SHORT / 2)),
+                    Spectrum::Outlier => {
+                        if k == 0 {
+                            1.0
+                        } else {
+                            0.003
+                        }
+                    }
+                    Spectrum::Harmonic => 1.0 / (position + 1.0),
+                };
+                let row = &v[k * LONG..(k + 1) * LONG];
+                for (i, x) in x.chunks_mut(LONG).enumerate() {
+                    let factor = sigma * u[k * SHORT + i];
+                    for (x, v) in x.iter_mut().zip(row) {
+                        *x += factor * v;
+                    }
+                }
+            }
+            x
+        }
+    };
+    let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    x.iter().map(|x| precision.round(narrow(x / (safety * norm)))).collect()
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounds to f32 on purpose")]
+fn narrow(x: f64) -> f32 {
+    x as f32
+}
+
+/// `SHORT` orthonormal rows of length `len`, by Gram–Schmidt twice over.
+fn orthonormal_rows(random: &mut Random, len: usize) -> Vec<f64> {
+    let mut a = random.normals(SHORT * len);
+    for i in 0..SHORT {
+        let (done, rest) = a.split_at_mut(i * len);
+        let row = &mut rest[..len];
+        for _ in 0..2 {
+            for other in done.chunks(len) {
+                let dot: f64 = row.iter().zip(other).map(|(a, b)| a * b).sum();
+                row.iter_mut().zip(other).for_each(|(a, b)| *a -= dot * b);
+            }
+        }
+        let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+        row.iter_mut().for_each(|x| *x /= norm);
+    }
+    a
+}
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    /// Sums of twelve uniform numbers less their mean: normal enough, without logarithm or cosine.
+    fn normals(&mut self, n: usize) -> Vec<f64> {
+        (0..n)
+            .map(|_| {
+                let sum: u64 = (0..12).map(|_| self.bits() >> 32).sum();
+                sum as f64 / f64::from(u32::MAX) - 6.0
+            })
+            .collect()
+    }
+
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+/// What the interpreter needs of a number.
+trait Real: Copy + Default + PartialOrd + Add<Output = Self> + Mul<Output = Self> + From<f32> {
+    fn abs(self) -> Self;
+    fn inverse_sqrt(self) -> Self;
+}
+
+impl Real for f32 {
+    fn abs(self) -> Self {
+        f32::abs(self)
+    }
+    fn inverse_sqrt(self) -> Self {
+        1.0 / self.sqrt()
+    }
+}
+
+impl Real for f64 {
+    fn abs(self) -> Self {
+        f64::abs(self)
+    }
+    fn inverse_sqrt(self) -> Self {
+        1.0 / self.sqrt()
+    }
+}
+
+/// The result of a recipe on a wide `SHORT × LONG` iterate; `store` rounds what an operation writes.
+fn run<T: Real>(recipe: &Recipe, x: Vec<T>, store: impl Fn(T) -> T) -> Vec<T> {
+    let mut iterates = [x, vec![T::default(); SHORT * LONG]];
+    let mut small = vec![vec![T::default(); SHORT * SHORT]; recipe.small_buffers()];
+    let index = |x: Iterate| usize::from(x == Iterate::X1);
+    for op in recipe.ops() {
+        match *op {
+            Op::Gram { x, out } => {
+                let x = &iterates[index(x)];
+                let transposed: Vec<T> =
+                    (0..LONG * SHORT).map(|i| x[(i % SHORT) * LONG + i / SHORT]).collect();
+                small[out.0] = product(x, &transposed, SHORT);
+                small[out.0].iter_mut().for_each(|x| *x = store(*x));
+            }
+            Op::AolScale { x, r } => {
+                let d: Vec<T> = small[r.0]
+                    .chunks(SHORT)
+                    .map(|row| {
+                        let sum = row.iter().fold(T::default(), |a, x| a + x.abs());
+                        let floor = T::from(f32::MIN_POSITIVE);
+                        (if sum < floor { floor } else { sum }).inverse_sqrt()
+                    })
+                    .collect();
+                for (i, row) in small[r.0].chunks_mut(SHORT).enumerate() {
+                    row.iter_mut().zip(&d).for_each(|(x, &dj)| *x = store(*x * d[i] * dj));
+                }
+                for (row, &d) in iterates[index(x)].chunks_mut(LONG).zip(&d) {
+                    row.iter_mut().for_each(|x| *x = store(*x * d));
+                }
+            }
+            Op::Symmetric { out, alpha, a, b, beta, c, gamma, d } => {
+                let mut p = product(&small[a.0], &small[b.0], SHORT);
+                for (p, (&c, &d)) in p.iter_mut().zip(small[c.0].iter().zip(&small[d.0])) {
+                    let sum = T::from(alpha) * *p + T::from(beta) * c;
+                    *p = store(sum + T::from(gamma) * d);
+                }
+                // A device forms the lower triangle and mirrors it.
+                for i in 0..SHORT {
+                    for j in 0..i {
+                        p[j * SHORT + i] = p[i * SHORT + j];
+                    }
+                }
+                small[out.0] = p;
+            }
+            Op::Combine { out, alpha, a, beta, b } => {
+                let sum = small[a.0]
+                    .iter()
+                    .zip(&small[b.0])
+                    .map(|(&a, &b)| store(T::from(alpha) * a + T::from(beta) * b))
+                    .collect();
+                small[out.0] = sum;
+            }
+            Op::Apply { out, alpha, q, x, beta } => {
+                let mut p = product(&small[q.0], &iterates[index(x)], LONG);
+                for (p, &x) in p.iter_mut().zip(&iterates[index(x)]) {
+                    *p = store(T::from(alpha) * *p + T::from(beta) * x);
+                }
+                iterates[index(out)] = p;
+            }
+        }
+    }
+    let [x0, x1] = iterates;
+    if recipe.result() == Iterate::X0 { x0 } else { x1 }
+}
+
+/// `a·b` with `SHORT` rows of `a` and `cols` columns of `b`; every sum in the order of `k`.
+fn product<T: Real>(a: &[T], b: &[T], cols: usize) -> Vec<T> {
+    let inner = a.len() / SHORT;
+    let mut out = vec![T::default(); SHORT * cols];
+    for (out, a) in out.chunks_mut(cols).zip(a.chunks(inner)) {
+        for (&a, b) in a.iter().zip(b.chunks(cols)) {
+            for (out, &b) in out.iter_mut().zip(b) {
+                *out = *out + a * b;
+            }
+        }
+    }
+    out
+}
