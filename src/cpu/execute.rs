@@ -144,8 +144,7 @@ impl Run {
         };
         let epilogue = self.epilogue([Term::NONE; 2]);
         let view = MatMut::from_row_major_slice_mut(out, n, n);
-        tile::lower_triangle(view, 1.0, left, right, epilogue, self.parallel);
-        mirror(out, n);
+        tile::symmetric_product(view, 1.0, left, right, epilogue, self.parallel);
     }
 
     fn symmetric(&self, alpha: f32, a: &[f32], b: &[f32], terms: [Term<'_>; 2], out: &mut [f32]) {
@@ -153,8 +152,7 @@ impl Run {
         // b is symmetric: its rows are its columns, and rows are contiguous.
         let (left, right) = (self.square(a), self.square(b).transpose());
         let view = MatMut::from_row_major_slice_mut(out, n, n);
-        tile::lower_triangle(view, alpha, left, right, self.epilogue(terms), self.parallel);
-        mirror(out, n);
+        tile::symmetric_product(view, alpha, left, right, self.epilogue(terms), self.parallel);
     }
 
     fn combine(
@@ -225,31 +223,6 @@ impl Run {
                     Orientation::Tall => scale[j],
                 };
                 *x = self.precision.round(*x * d);
-            }
-        }
-    }
-}
-
-/// Copies the lower triangle of an `n × n` matrix to the upper, block by block so that both sides stay in cache.
-fn mirror(a: &mut [f32], n: usize) {
-    const BLOCK: usize = 32;
-    let mut copy = [0.0f32; BLOCK * BLOCK];
-    for i0 in (0..n).step_by(BLOCK) {
-        let i1 = (i0 + BLOCK).min(n);
-        for j0 in (0..=i0).step_by(BLOCK) {
-            let j1 = (j0 + BLOCK).min(n);
-            for i in i0..i1 {
-                for j in j0..j1 {
-                    copy[(j - j0) * BLOCK + (i - i0)] = a[i * n + j];
-                }
-            }
-            for j in j0..j1 {
-                // Within a diagonal block only what lies right of the diagonal is written.
-                let from = i0.max(j + 1);
-                if from < i1 {
-                    let row = &copy[(j - j0) * BLOCK..][..BLOCK];
-                    a[j * n + from..j * n + i1].copy_from_slice(&row[from - i0..i1 - i0]);
-                }
             }
         }
     }

@@ -232,7 +232,11 @@ fn small_integers_are_exact_in_every_precision() {
             .map(|i| {
                 // At most a few nonzeros in every row and column keep the sums below 2⁸.
                 let near = (i / s.cols * 3).abs_diff(i % s.cols) < 4;
-                if near { [-1.0, 0.0, 1.0][(random.bits() >> 33) as usize % 3] } else { 0.0 }
+                if near {
+                    [-1.0, 0.0, 1.0][usize::try_from(random.bits() >> 33).unwrap() % 3]
+                } else {
+                    0.0
+                }
             })
             .collect();
         let expected = plain(&recipe, s, &x);

@@ -66,9 +66,8 @@ pub(super) fn round(precision: Precision, x: &mut [f32]) {
     }
 }
 
-/// Lower triangle of `alpha·left·right` and its epilogue; what lies above the diagonal is not touched, or
-/// holds nothing of use.
-pub(super) fn lower_triangle(
+/// Lower triangle of `alpha·left·right` and its epilogue, copied to the upper one: symmetric to the bit.
+pub(super) fn symmetric_product(
     out: MatMut<'_, f32>,
     alpha: f32,
     left: MatRef<'_, f32>,
@@ -88,7 +87,7 @@ pub(super) fn product(
     epilogue: Epilogue<'_>,
     parallel: bool,
 ) {
-    Product { alpha, left, right, epilogue, parallel }.rectangle(out, 0, 0, RECTANGLE);
+    Product { alpha, left, right, epilogue, parallel }.rectangle(out, None, (0, 0), RECTANGLE);
 }
 
 /// A product whose result is cut in halves until the pieces are tiles.
@@ -101,14 +100,15 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// The diagonal block that starts at (`first`, `first`).
+    /// The diagonal block that starts at (`first`, `first`), mirrored.
     fn triangle(&self, mut out: MatMut<'_, f32>, first: usize) {
         let n = out.nrows();
         if n > TRIANGLE {
             let half = half(n);
-            let (top, _, corner, bottom) = out.split_at_mut(half, half);
+            let (top, upper, corner, bottom) = out.split_at_mut(half, half);
+            let upper = Some(upper.transpose_mut());
             self.both(
-                || self.rectangle(corner, first + half, first, TRIANGLE),
+                || self.rectangle(corner, upper, (first + half, first), TRIANGLE),
                 || {
                     self.both(|| self.triangle(top, first), || self.triangle(bottom, first + half));
                 },
@@ -126,28 +126,34 @@ impl Product<'_> {
             self.alpha,
             Par::Seq,
         );
-        self.epilogue.run(out, first, first);
+        self.epilogue.run(out.rb_mut(), first, first);
+        mirror(out);
     }
 
-    /// The block that starts at (`row`, `col`), in tiles of at most `largest` rows and columns.
-    fn rectangle(&self, mut out: MatMut<'_, f32>, row: usize, col: usize, largest: usize) {
-        let (rows, cols) = (out.nrows(), out.ncols());
+    /// The block that starts at `at`, in tiles of at most `largest` rows and columns; each tile is copied to
+    /// the same place of `mirrored`, the transposed view of the block on the other side of the diagonal.
+    fn rectangle(
+        &self,
+        mut out: MatMut<'_, f32>,
+        mirrored: Option<MatMut<'_, f32>>,
+        at: (usize, usize),
+        largest: usize,
+    ) {
+        let ((row, col), rows, cols) = (at, out.nrows(), out.ncols());
         if rows.max(cols) > largest {
-            if rows >= cols {
-                let half = half(rows);
-                let (top, bottom) = out.split_at_row_mut(half);
-                self.both(
-                    || self.rectangle(top, row, col, largest),
-                    || self.rectangle(bottom, row + half, col, largest),
-                );
-            } else {
-                let half = half(cols);
-                let (left, right) = out.split_at_col_mut(half);
-                self.both(
-                    || self.rectangle(left, row, col, largest),
-                    || self.rectangle(right, row, col + half, largest),
-                );
-            }
+            let down = rows >= cols;
+            let half = half(rows.max(cols));
+            let (first, second) = split_in_two(out, half, down);
+            let (first_mirrored, second_mirrored) =
+                match mirrored.map(|m| split_in_two(m, half, down)) {
+                    Some((a, b)) => (Some(a), Some(b)),
+                    None => (None, None),
+                };
+            let next = if down { (row + half, col) } else { (row, col + half) };
+            self.both(
+                || self.rectangle(first, first_mirrored, at, largest),
+                || self.rectangle(second, second_mirrored, next, largest),
+            );
             return;
         }
         matmul(
@@ -158,7 +164,10 @@ impl Product<'_> {
             self.alpha,
             Par::Seq,
         );
-        self.epilogue.run(out, row, col);
+        self.epilogue.run(out.rb_mut(), row, col);
+        if let Some(mirrored) = mirrored {
+            copy_transposed(out.as_ref(), mirrored.transpose_mut());
+        }
     }
 
     fn both(&self, a: impl FnOnce() + Send, b: impl FnOnce() + Send) {
@@ -174,4 +183,52 @@ impl Product<'_> {
 /// About half of `n`, whole cache lines and whole micro-tiles (24 × 4) of the product.
 fn half(n: usize) -> usize {
     (n / 2).next_multiple_of(if n > 96 { 48 } else { 16 }).min(n - 1).max(1)
+}
+
+fn split_in_two(m: MatMut<'_, f32>, half: usize, down: bool) -> (MatMut<'_, f32>, MatMut<'_, f32>) {
+    if down { m.split_at_row_mut(half) } else { m.split_at_col_mut(half) }
+}
+
+/// Side of the blocks in which matrices are transposed: source and target lines stay in the first-level cache.
+const BLOCK: usize = 16;
+
+/// Copies the lower triangle of a square block to the upper one.
+fn mirror(mut a: MatMut<'_, f32>) {
+    let n = a.nrows();
+    if n <= BLOCK {
+        for i in 0..n {
+            for j in 0..i {
+                a[(j, i)] = a[(i, j)];
+            }
+        }
+        return;
+    }
+    let half = (n / 2).next_multiple_of(BLOCK);
+    let (top, upper, corner, bottom) = a.split_at_mut(half, half);
+    copy_transposed(corner.as_ref(), upper);
+    mirror(top);
+    mirror(bottom);
+}
+
+/// `to ← fromᵀ`, both row-major, block by block through a buffer, so that lines are read and written whole.
+fn copy_transposed(from: MatRef<'_, f32>, mut to: MatMut<'_, f32>) {
+    let mut buffer = [0.0f32; BLOCK * BLOCK];
+    let (rows, cols) = (from.nrows(), from.ncols());
+    for i in (0..rows).step_by(BLOCK) {
+        let height = BLOCK.min(rows - i);
+        for j in (0..cols).step_by(BLOCK) {
+            let width = BLOCK.min(cols - j);
+            for (k, row) in from.submatrix(i, j, height, width).row_iter().enumerate() {
+                let Some(row) = row.try_as_row_major() else { continue };
+                for (line, &x) in buffer.chunks_mut(BLOCK).zip(row.as_slice()) {
+                    line[k] = x;
+                }
+            }
+            let target = to.rb_mut().submatrix_mut(j, i, width, height);
+            for (row, line) in target.row_iter_mut().zip(buffer.chunks(BLOCK)) {
+                let Some(row) = row.try_as_row_major_mut() else { continue };
+                row.as_slice_mut().copy_from_slice(&line[..height]);
+            }
+        }
+    }
 }
