@@ -102,7 +102,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, default_value = "linear", value_name = "NAME")]
     pub(crate) lr_schedule: LrScheduleName,
 
-    /// Decoupled weight decay of every optimizer
+    /// Decoupled weight decay [default: Muon 0.1, AdamW 0.01, gradient descent 0]
     #[arg(long, value_name = "W")]
     pub(crate) weight_decay: Option<f64>,
 

@@ -51,3 +51,40 @@ fn one_schedule_in_detail_and_as_a_plot() {
     let reader = png::Decoder::new(std::io::BufReader::new(file)).read_info().unwrap();
     assert_eq!((reader.info().width, reader.info().height), (2200, 1320));
 }
+
+const MINE: &str = r#"
+name = "mine"
+source = "a test"
+normalization = "frobenius"
+safety = 1.0
+tail = "repeat_last"
+coefficients = [[2.0, -1.0], [1.5, -0.5]]
+"#;
+
+#[test]
+fn files_are_taken_wherever_a_name_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("mine.toml"), MINE).unwrap();
+    let page = ok(dir.path(), &["schedules", "mine.toml"]).out;
+    assert!(page.contains("2σ − 1σ³") && page.contains("1.5σ − 0.5σ³"), "{page}");
+    let run =
+        ["--schedule", "mine.toml", "--schedule", "jordan", "--iterations", "7", "--out", "run"];
+    ok(dir.path(), &support::tiny(&run));
+    let metrics = support::metrics(&dir.path().join("run"));
+    let rows: Vec<&str> = metrics["summary"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["optimizer"].as_str().unwrap())
+        .collect();
+    assert_eq!(rows, ["muon_mine_7", "muon_jordan_7"]);
+    // The record has the numbers: it needs no file beside it to be resumed.
+    fs::remove_file(dir.path().join("mine.toml")).unwrap();
+    ok(dir.path(), &["train", "--resume", "--out", "run", "--quiet"]);
+    assert_eq!(support::metrics(&dir.path().join("run")), metrics);
+
+    fs::write(dir.path().join("bad.toml"), "name = 3").unwrap();
+    let said = support::muon(dir.path(), &["schedules", "bad.toml"]);
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    assert!(said.err.contains("bad.toml"), "{}", said.err);
+}

@@ -87,7 +87,7 @@ fn long(out: &str) -> Vec<&str> {
         "--schedule",
         "jordan",
         "--steps",
-        "2500",
+        "1000",
         "--batch-size",
         "16",
         "--hidden",

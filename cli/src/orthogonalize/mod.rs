@@ -8,10 +8,7 @@ use std::io::Write as _;
 use anyhow::{Context, Result};
 use muon_cuda::checkpoint::{TensorDtype, TensorFile, TensorFileWriter};
 use muon_cuda::reference::{self, Matrix};
-use muon_cuda::{
-    CoefficientSchedule, Cpu, Muon, MuonConfig, MuonRule, Nesterov, NonFinite, Orthogonalizer,
-    ParamSpec, StepOptions, StepTensor, UpdateScale,
-};
+use muon_cuda::{CoefficientSchedule, Cpu, MatrixShape, OrthogonalizeOptions, Orthogonalizer};
 use serde::Serialize;
 
 use self::measure::{Errors, Exact};
@@ -110,9 +107,8 @@ fn is_matrix(dtype: TensorDtype, shape: &[usize]) -> bool {
 
 /// Who orthogonalizes, and how.
 struct Engine {
-    orthogonalizer: Orthogonalizer,
     device: DeviceName,
-    config: MuonConfig,
+    options: OrthogonalizeOptions,
 }
 
 impl Engine {
@@ -120,12 +116,12 @@ impl Engine {
         if args.device == DeviceName::Reference && args.precision != PrecisionName::F32 {
             return Err(usage("device `reference` computes in f64; --precision belongs to `cpu`"));
         }
-        let config = MuonConfig {
+        let options = OrthogonalizeOptions {
+            orthogonalizer,
             precision: args.precision.into(),
-            non_finite: NonFinite::Error,
-            ..MuonConfig::default()
+            ..OrthogonalizeOptions::default()
         };
-        let engine = Self { orthogonalizer, device: args.device, config };
+        let engine = Self { device: args.device, options };
         // A schedule that this precision makes unsafe is found before the file is read.
         engine.run(&[1, 1], &[1.0])?;
         Ok(engine)
@@ -168,40 +164,35 @@ impl Engine {
                         anyhow::bail!("it holds a `{x}`");
                     }
                     let matrix = Matrix::new(rows, cols, matrix.to_vec())?;
-                    let x =
-                        reference::orthogonalize(&self.orthogonalizer, &matrix, f64::MIN_POSITIVE);
+                    let x = reference::orthogonalize(
+                        &self.options.orthogonalizer,
+                        &matrix,
+                        f64::MIN_POSITIVE,
+                    );
                     out.extend_from_slice(x.data());
                 }
-                Ok((out, format!("{}, f64", self.orthogonalizer.name())))
+                Ok((out, format!("{}, f64", self.options.orthogonalizer.name())))
             }
         }
     }
 
-    /// One step of length 1 from zero without momentum and decay: `0 − 1·X`, exactly the negated result.
     fn on_cpu(&self, shape: &[usize], input: &[f64]) -> Result<(Vec<f64>, String)> {
-        let mut muon = Muon::new(Cpu::new()?, self.config.clone())?;
-        let group = muon.add_group(
-            "file",
-            MuonRule {
-                lr: 1.0,
-                momentum: 0.0,
-                nesterov: Nesterov::Off,
-                weight_decay: 0.0,
-                update_scale: UpdateScale::None,
-                orthogonalizer: self.orthogonalizer.clone(),
-                ..MuonRule::default()
-            },
-        )?;
-        let id = muon.add_param(group, ParamSpec::new("tensor", shape))?;
-        let grad: Vec<f32> = input.iter().map(|x| narrow(*x)).collect();
-        let mut param = vec![0.0f32; grad.len()];
-        muon.step(&StepOptions::default(), &mut [StepTensor::new(id, &mut param, &grad)])?;
-        let bucket = muon.plan()?.buckets().first();
-        let method = bucket.map_or(String::new(), |b| match &b.method {
-            Some(m) => format!("{}, {m}, {}", b.orthogonalizer, self.config.precision),
-            None => b.orthogonalizer.clone(),
-        });
-        Ok((param.iter().map(|x| f64::from(-x)).collect(), method))
+        let [.., rows, cols] = *shape else { return Err(usage("not a matrix")) };
+        let mut device = Cpu::new()?;
+        let input: Vec<f32> = input.iter().map(|x| narrow(*x)).collect();
+        let mut output = vec![0.0f32; input.len()];
+        let mut method = String::new();
+        let count = rows * cols;
+        for (a, x) in input.chunks_exact(count).zip(output.chunks_exact_mut(count)) {
+            let shape = MatrixShape { rows, cols };
+            let done = muon_cuda::orthogonalize(&mut device, shape, a, x, &self.options)?;
+            let name = self.options.orthogonalizer.name();
+            method = match done.method {
+                Some(m) => format!("{name}, {m}, {}", self.options.precision),
+                None => name,
+            };
+        }
+        Ok((output.iter().map(|x| f64::from(*x)).collect(), method))
     }
 }
 

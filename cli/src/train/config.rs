@@ -107,9 +107,21 @@ pub(crate) enum MuonMethod {
         polynomials: Vec<Vec<f64>>,
         /// What the direction's norm is multiplied with before it is divided; `null` for the AOL normalisation.
         safety: Option<f64>,
+        /// What more iterations would be.
+        tail: TailName,
         /// Where the numbers come from.
         source: String,
     },
+}
+
+/// The schedule's rule for another number of iterations; part of what makes it the published one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TailName {
+    /// There are none.
+    Exact,
+    /// The last one again.
+    RepeatLast,
 }
 
 impl MuonMethod {
@@ -122,6 +134,10 @@ impl MuonMethod {
                 Normalization::Frobenius { safety } => Some(safety),
                 Normalization::Aol => None,
             },
+            tail: match schedule.tail() {
+                Tail::Exact => TailName::Exact,
+                Tail::RepeatLast => TailName::RepeatLast,
+            },
             source: schedule.source().to_owned(),
         }
     }
@@ -133,7 +149,7 @@ impl MuonMethod {
     pub(crate) fn orthogonalizer(&self) -> Result<Orthogonalizer> {
         match self {
             Self::ExactSvd => Ok(Orthogonalizer::ExactSvd),
-            Self::Polynomials { name, polynomials, safety, source } => {
+            Self::Polynomials { name, polynomials, safety, tail, source } => {
                 let polynomials = polynomials
                     .iter()
                     .map(|row| OddPolynomial::new(row))
@@ -144,7 +160,10 @@ impl MuonMethod {
                     name.as_str(),
                     polynomials,
                     normalization,
-                    Tail::Exact,
+                    match tail {
+                        TailName::Exact => Tail::Exact,
+                        TailName::RepeatLast => Tail::RepeatLast,
+                    },
                     source.as_str(),
                 )?;
                 Ok(Orthogonalizer::Polynomial { schedule, iterations: None })
@@ -184,6 +203,29 @@ impl fmt::Display for OptimizerConfig {
             Kind::Muon { method: MuonMethod::Polynomials { name, .. } } => {
                 write!(f, "Muon ({name})")
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muon_cuda::coefficients::presets;
+
+    #[test]
+    fn a_preset_is_still_one_after_being_recorded() {
+        for name in presets::names() {
+            let schedule = presets::preset(name).unwrap();
+            let json = serde_json::to_string(&MuonMethod::from_schedule(&schedule)).unwrap();
+            let method: MuonMethod = serde_json::from_str(&json).unwrap();
+            let Orthogonalizer::Polynomial { schedule: back, .. } =
+                method.orthogonalizer().unwrap()
+            else {
+                panic!("{name} came back as something else");
+            };
+            // 16-bit runs guard presets and nothing else, so this decides numbers.
+            assert!(back.is_preset(), "{name}");
+            assert_eq!(back, schedule);
         }
     }
 }

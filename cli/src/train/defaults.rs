@@ -4,6 +4,7 @@
 //! `muon train --lr-grid --seed 100 --seeds 5` (lowest mean training loss after 300 steps over seeds 100…104,
 //! which the reported seeds 0…4 do not touch). Momentum and weight decay are not tuned: 0.95 for gradient
 //! descent and Muon alike, AdamW's and Muon's decay are PyTorch's defaults, gradient descent has none.
+//! The whole grid is in docs/training.md.
 
 use super::config::{Kind, MuonMethod};
 

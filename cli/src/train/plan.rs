@@ -9,7 +9,7 @@ use super::config::{Config, Kind, MuonMethod, OptimizerConfig};
 use super::defaults;
 use super::model::Mlp;
 use super::optimizer::Stepper;
-use crate::args::{OptimizerName, TrainArgs};
+use crate::args::{DeviceName, OptimizerName, PrecisionName, TrainArgs};
 use crate::exit::usage;
 
 /// Steps between evaluations: often enough for the curve, seldom enough not to dominate the time.
@@ -53,12 +53,17 @@ pub(crate) fn config(args: &TrainArgs) -> Result<Config> {
 
 /// Builds every optimizer once, so that nothing is found out after minutes of training.
 fn check(config: &Config) -> Result<()> {
+    if config.device == DeviceName::Reference && config.precision != PrecisionName::F32 {
+        return Err(usage("device `reference` computes in f64; --precision belongs to `cpu`"));
+    }
+    // The oracle takes any number it is given; the optimizer says which are out of range.
+    let on_cpu = Config { device: DeviceName::Cpu, ..config.clone() };
     for (i, row) in config.optimizers.iter().enumerate() {
         if config.optimizers[..i].iter().any(|other| other.id() == row.id()) {
             return Err(usage(format!("`{row}` is asked for twice")));
         }
         let model = Mlp::new(&config.hidden, 0);
-        Stepper::new(config, row, &model.params).with_context(|| row.to_string())?;
+        Stepper::new(&on_cpu, row, &model.params).with_context(|| row.to_string())?;
     }
     config.lr_schedule()?;
     Ok(())

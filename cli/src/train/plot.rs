@@ -4,7 +4,7 @@ use super::metrics::{Metrics, RowResults};
 use crate::chart::{Axis, Chart, Line, PALETTE, Scale, Weight};
 
 /// Training loss over steps: faint the loss of each batch (first seed), strong the loss on all training
-/// samples (geometric mean over seeds).
+/// samples (mean over seeds, as in the table).
 pub(crate) fn chart(metrics: &Metrics<'_>, rows: &[RowResults<'_>], seeds: usize) -> Chart {
     let steps = rows
         .iter()
@@ -26,9 +26,9 @@ pub(crate) fn chart(metrics: &Metrics<'_>, rows: &[RowResults<'_>], seeds: usize
         });
         let points = (0..first.evaluations.len())
             .map(|e| {
-                let logs = row.records.iter().map(|r| r.evaluations[e].training_loss.ln());
-                let mean = logs.sum::<f64>() / row.records.len() as f64;
-                (first.evaluations[e].step as f64, mean.exp())
+                let losses = row.records.iter().map(|r| r.evaluations[e].training_loss);
+                let mean = losses.sum::<f64>() / row.records.len() as f64;
+                (first.evaluations[e].step as f64, mean)
             })
             .collect();
         strong.push(Line {
@@ -49,7 +49,7 @@ pub(crate) fn chart(metrics: &Metrics<'_>, rows: &[RowResults<'_>], seeds: usize
     let average = if seeds == 1 {
         "strong: all training samples".to_owned()
     } else {
-        format!("strong: all training samples, geometric mean of {seeds} seeds")
+        format!("strong: all training samples, mean of {seeds} seeds")
     };
     faint.extend(strong);
     Chart {

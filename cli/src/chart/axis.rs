@@ -1,0 +1,101 @@
+//! Axes: where a value lies, and which values are named.
+
+/// What an axis shows.
+#[derive(Debug, Clone)]
+pub(crate) struct Axis {
+    /// Its title.
+    pub(crate) title: String,
+    /// First and last value.
+    pub(crate) range: (f64, f64),
+    /// Its spacing.
+    pub(crate) scale: Scale,
+}
+
+/// Spacing of an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scale {
+    /// Even.
+    Linear,
+    /// By decades; both ends positive.
+    Log,
+}
+
+/// How far along the axis a value lies, 0 at its start and 1 at its end.
+pub(super) fn fraction(axis: &Axis, value: f64) -> f64 {
+    let (low, high) = axis.range;
+    match axis.scale {
+        Scale::Linear => (value - low) / (high - low),
+        Scale::Log => (value / low).ln() / (high / low).ln(),
+    }
+}
+
+/// Round values inside the range with their names.
+pub(super) fn ticks(axis: &Axis) -> Vec<(f64, String)> {
+    let (low, high) = axis.range;
+    match axis.scale {
+        Scale::Log => (-30i32..=30)
+            .map(|k| (10f64.powi(k), format!("10{}", superscript(k))))
+            .filter(|(v, _)| (low * 0.999..=high * 1.001).contains(v))
+            .collect(),
+        Scale::Linear => {
+            let rough = (high - low) / 6.0;
+            let power = 10f64.powf(rough.log10().floor());
+            let step = [1.0, 2.0, 2.5, 5.0, 10.0]
+                .map(|m| m * power)
+                .into_iter()
+                .find(|s| *s >= rough)
+                .unwrap_or(rough);
+            let first = (low / step).ceil();
+            (0u32..64)
+                .map(|i| (first + f64::from(i)) * step)
+                .take_while(|v| *v <= high + 1e-9 * step)
+                .map(|v| {
+                    let v = if v == 0.0 { 0.0 } else { v };
+                    // As many decimals as the step needs.
+                    let text = format!("{v:.4}");
+                    (v, text.trim_end_matches('0').trim_end_matches('.').to_owned())
+                })
+                .collect()
+        }
+    }
+}
+
+fn superscript(k: i32) -> String {
+    k.to_string()
+        .chars()
+        .map(|c| match c {
+            '-' => '⁻',
+            '1' => '¹',
+            '2' => '²',
+            '3' => '³',
+            '4' => '⁴',
+            '5' => '⁵',
+            '6' => '⁶',
+            '7' => '⁷',
+            '8' => '⁸',
+            '9' => '⁹',
+            _ => '⁰',
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_inside() {
+        let axis = |range, scale| Axis { title: String::new(), range, scale };
+        let names = |a: &Axis| ticks(a).into_iter().map(|t| t.1).collect::<Vec<_>>();
+        assert_eq!(
+            names(&axis((0.0, 300.0), Scale::Linear)),
+            ["0", "50", "100", "150", "200", "250", "300"]
+        );
+        assert_eq!(
+            names(&axis((0.0, 1.3), Scale::Linear)),
+            ["0", "0.25", "0.5", "0.75", "1", "1.25"]
+        );
+        assert_eq!(names(&axis((2e-6, 10.0), Scale::Log)).first().unwrap(), "10⁻⁵");
+        assert_eq!(names(&axis((1e-12, 10.0), Scale::Log)).last().unwrap(), "10¹");
+    }
+}

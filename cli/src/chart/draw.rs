@@ -1,0 +1,242 @@
+//! Putting a chart on paper: plotters' primitives, in units of the SVG.
+
+use std::sync::Once;
+
+use plotters::backend::DrawingBackend;
+use plotters::coord::Shift;
+use plotters::element::{PathElement, Polygon, Text};
+use plotters::prelude::DrawingArea;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::{
+    Color, FontFamily, FontStyle, FontTransform, IntoFont, RGBColor, ShapeStyle, TextStyle,
+    register_font,
+};
+
+use super::axis::{Axis, Scale, fraction, ticks};
+use super::{Chart, Line, Weight, blend};
+
+const INK: RGBColor = RGBColor(34, 34, 34);
+const SOFT_INK: RGBColor = RGBColor(105, 105, 105);
+const GRID: RGBColor = RGBColor(228, 228, 228);
+const PAPER: RGBColor = RGBColor(255, 255, 255);
+
+/// A chart being drawn; coordinates are in units of the SVG, scaled when they reach the backend.
+pub(super) struct Drawing<'a, B: DrawingBackend> {
+    pub(super) chart: &'a Chart,
+    pub(super) area: &'a DrawingArea<B, Shift>,
+    /// Steps of the backend for one unit.
+    pub(super) scale: i32,
+    /// Left, top, right, bottom of the plot.
+    pub(super) frame: [f64; 4],
+}
+
+impl<B: DrawingBackend> Drawing<'_, B> {
+    /// Draws everything.
+    ///
+    /// # Errors
+    /// The backend's, as text.
+    pub(super) fn draw(&self) -> Result<(), String> {
+        let [left, top, right, bottom] = self.frame;
+        self.area.fill(&PAPER).map_err(|e| e.to_string())?;
+        self.text(&self.chart.title, (24.0, 20.0), 21.0, INK, Anchor::TopLeft, FontStyle::Bold)?;
+        self.text(
+            &self.chart.subtitle,
+            (24.0, 49.0),
+            13.5,
+            SOFT_INK,
+            Anchor::TopLeft,
+            FontStyle::Normal,
+        )?;
+        if let Some((low, high)) = self.chart.band {
+            let (y0, y1) = (self.y(low), self.y(high));
+            self.polygon(
+                &[(left, y0), (right, y0), (right, y1), (left, y1)],
+                RGBColor(240, 244, 236),
+            )?;
+        }
+        for (value, name) in ticks(&self.chart.y) {
+            let y = self.y(value);
+            self.path(&[(left, y), (right, y)], GRID, 1.0)?;
+            self.text(&name, (left - 9.0, y), 13.0, SOFT_INK, Anchor::Right, FontStyle::Normal)?;
+        }
+        for (value, name) in ticks(&self.chart.x) {
+            let x = self.x(value);
+            self.path(&[(x, top), (x, bottom)], GRID, 1.0)?;
+            self.text(&name, (x, bottom + 9.0), 13.0, SOFT_INK, Anchor::Top, FontStyle::Normal)?;
+        }
+        self.path(&[(left, bottom), (right, bottom)], SOFT_INK, 1.2)?;
+        let middle = (left + right) / 2.0;
+        let x_title = (middle, bottom + 32.0);
+        self.text(&self.chart.x.title, x_title, 13.5, INK, Anchor::Top, FontStyle::Normal)?;
+        let y_title = (20.0, (top + bottom) / 2.0);
+        self.text(&self.chart.y.title, y_title, 13.5, INK, Anchor::Turned, FontStyle::Normal)?;
+        for line in &self.chart.lines {
+            self.line(line)?;
+        }
+        self.labels()?;
+        self.area.present().map_err(|e| e.to_string())
+    }
+
+    fn line(&self, line: &Line) -> Result<(), String> {
+        let (color, width) = match line.weight {
+            Weight::Faint => (blend(line.color, 0.25), 1.0),
+            Weight::Thin => (line.color, 1.4),
+            Weight::Normal => (line.color, 2.0),
+            Weight::Strong => (line.color, 3.0),
+        };
+        let visible = |p: &(f64, f64)| {
+            let ok = |v: f64, a: &Axis| v.is_finite() && (a.scale == Scale::Linear || v > 0.0);
+            ok(p.0, &self.chart.x) && ok(p.1, &self.chart.y)
+        };
+        for part in line.points.split(|p| !visible(p)) {
+            let points: Vec<(f64, f64)> = part
+                .iter()
+                .map(|p| (self.x(p.0), self.y(p.1).clamp(self.frame[1], self.frame[3])))
+                .collect();
+            if points.len() > 1 {
+                self.path(&points, color, width)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// At the right ends of the lines, pushed apart where they would overlap, with a thin leader.
+    fn labels(&self) -> Result<(), String> {
+        let [_, top, right, bottom] = self.frame;
+        let mut labels: Vec<(f64, &Line)> = self
+            .chart
+            .lines
+            .iter()
+            .filter(|l| !l.label.is_empty())
+            .filter_map(|l| {
+                let end = l.points.iter().rev().find(|p| p.1.is_finite())?;
+                Some((self.y(end.1).clamp(top, bottom), l))
+            })
+            .collect();
+        labels.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let at = spread(&labels.iter().map(|l| l.0).collect::<Vec<_>>(), 17.0, top, bottom);
+        for ((end, line), y) in labels.iter().zip(at) {
+            let leader = [(right + 3.0, *end), (right + 13.0, y)];
+            self.path(&leader, line.color, 1.0)?;
+            let style = match line.weight {
+                Weight::Strong => FontStyle::Bold,
+                Weight::Normal | Weight::Thin | Weight::Faint => FontStyle::Normal,
+            };
+            self.text(&line.label, (right + 17.0, y), 13.0, line.color, Anchor::Left, style)?;
+        }
+        Ok(())
+    }
+
+    fn x(&self, value: f64) -> f64 {
+        let [left, _, right, _] = self.frame;
+        left + (right - left) * fraction(&self.chart.x, value)
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        let [_, top, _, bottom] = self.frame;
+        bottom - (bottom - top) * fraction(&self.chart.y, value)
+    }
+
+    fn pixel(&self, (x, y): (f64, f64)) -> (i32, i32) {
+        let scale = f64::from(self.scale);
+        (whole(x * scale), whole(y * scale))
+    }
+
+    fn path(&self, points: &[(f64, f64)], color: RGBColor, width: f64) -> Result<(), String> {
+        let width = u32::try_from(whole(width * f64::from(self.scale))).unwrap_or(1).max(1);
+        let style = ShapeStyle { color: color.to_rgba(), filled: false, stroke_width: width };
+        let points: Vec<(i32, i32)> = points.iter().map(|p| self.pixel(*p)).collect();
+        self.area.draw(&PathElement::new(points, style)).map_err(|e| e.to_string())
+    }
+
+    fn polygon(&self, points: &[(f64, f64)], color: RGBColor) -> Result<(), String> {
+        let points: Vec<(i32, i32)> = points.iter().map(|p| self.pixel(*p)).collect();
+        self.area.draw(&Polygon::new(points, color.filled())).map_err(|e| e.to_string())
+    }
+
+    fn text(
+        &self,
+        text: &str,
+        at: (f64, f64),
+        size: f64,
+        color: RGBColor,
+        anchor: Anchor,
+        style: FontStyle,
+    ) -> Result<(), String> {
+        let (h, v, transform) = match anchor {
+            Anchor::TopLeft => (HPos::Left, VPos::Top, FontTransform::None),
+            Anchor::Top => (HPos::Center, VPos::Top, FontTransform::None),
+            Anchor::Left => (HPos::Left, VPos::Center, FontTransform::None),
+            Anchor::Right => (HPos::Right, VPos::Center, FontTransform::None),
+            Anchor::Turned => (HPos::Center, VPos::Top, FontTransform::Rotate270),
+        };
+        let font = (FontFamily::SansSerif, size * f64::from(self.scale), style)
+            .into_font()
+            .transform(transform);
+        let style = TextStyle::from(font).color(&color).pos(Pos::new(h, v));
+        let element = Text::new(text.to_owned(), self.pixel(at), style);
+        self.area.draw(&element).map_err(|e| e.to_string())
+    }
+}
+
+/// Which point of a text is given.
+#[derive(Debug, Clone, Copy)]
+enum Anchor {
+    TopLeft,
+    Top,
+    Left,
+    Right,
+    /// Its middle, read from below.
+    Turned,
+}
+
+/// Positions near `wanted` (ascending), at least `gap` apart and inside `[low, high]` if there is room.
+fn spread(wanted: &[f64], gap: f64, low: f64, high: f64) -> Vec<f64> {
+    let mut at = wanted.to_vec();
+    // Relax overlapping pairs towards both sides; sorted order is kept.
+    for _ in 0..200 {
+        for i in 1..at.len() {
+            let overlap = gap - (at[i] - at[i - 1]);
+            if overlap > 0.0 {
+                at[i - 1] -= overlap / 2.0;
+                at[i] += overlap / 2.0;
+            }
+        }
+        if let Some(first) = at.first_mut() {
+            *first = first.max(low);
+        }
+        if let Some(last) = at.last_mut() {
+            *last = last.min(high);
+        }
+    }
+    at
+}
+
+/// The nearest whole number of a coordinate.
+#[expect(clippy::cast_possible_truncation, reason = "coordinates are a few thousand at most")]
+pub(super) fn whole(x: f64) -> i32 {
+    x.round() as i32
+}
+
+/// DejaVu Sans is part of this program: a chart looks the same on a machine without fonts.
+pub(super) fn register_fonts() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // A font that did not register leaves a drawing error behind that names it.
+        let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
+        let _ = register_font("sans-serif", FontStyle::Bold, dejavu::sans::bold());
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_spread_in_order_and_inside() {
+        let at = spread(&[100.0, 101.0, 101.5, 300.0, 399.0, 400.0], 17.0, 50.0, 400.0);
+        assert!(at.windows(2).all(|p| p[1] - p[0] > 16.5), "{at:?}");
+        assert!(at[0] >= 50.0 && at[5] <= 400.0 + 0.5, "{at:?}");
+        assert_eq!(spread(&[1.0], 17.0, 0.0, 10.0), [1.0]);
+    }
+}
