@@ -30,7 +30,7 @@ use execute::MatrixBuffers;
 ///
 /// # Numerics
 /// f32 with f64 norms; results are the same bits for every number of threads, batched or one by one. With
-/// [`Precision::Bf16`] or [`Precision::Fp16`] every store of the iterate is rounded where a GPU rounds.
+/// [`Precision::Bf16`](crate::Precision::Bf16) or [`Precision::Fp16`](crate::Precision::Fp16) every store of the iterate is rounded where a GPU rounds.
 ///
 /// # Cost
 /// Workspace in f32 whatever the precision. After the first step nothing is allocated outside the matrix
