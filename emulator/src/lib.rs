@@ -6,10 +6,20 @@
 //! * [`exec`]: runs an entry of a module over a grid.
 //! * [`finding`]: what the checks report.
 
+pub mod blas;
 pub mod exec;
 pub mod finding;
+pub mod load;
 pub mod memory;
 pub mod ptx;
+pub mod runtime;
 
 pub use finding::{Checked, Finding, FindingKind, SourceLine};
+pub use load::{Emulator, LoadError};
 pub use memory::{AllocationInfo, DeviceMemory, OutOfMemory, ReadPolicy};
+pub use runtime::{
+    config::{Config, Fault, FaultSite, Log, OnFinding},
+    counters::{Counters, KernelCounters, Transfer},
+    profile::DeviceProfile,
+    report::{Class, Report},
+};

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::finding::{Checked, Finding, FindingKind};
 
 /// First address handed out; everything below is null-pointer territory.
-const FIRST_ADDRESS: u64 = 0x0000_7f00_0000_0000;
+const FIRST_ADDRESS: u64 = 0x0000_1000_0000_0000;
 /// What `cuMemAlloc` guarantees is 256; a multiple keeps every allocation's sectors its own.
 const ALIGNMENT: u64 = 512;
 /// Never-allocated bytes behind each allocation.
