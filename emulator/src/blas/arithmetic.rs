@@ -167,9 +167,9 @@ fn rows(left: &[f32], packed: &[f32], out: &mut [f32], n: usize, k: usize) {
         for (panel, right) in packed.chunks_exact(TILE * k).enumerate() {
             let sums = tile(&strip, right);
             let width = TILE.min(n - panel * TILE);
-            for row in 0..height {
+            for (row, sums) in sums.iter().take(height).enumerate() {
                 let at = row * n + panel * TILE;
-                out[at..at + width].copy_from_slice(&sums[row][..width]);
+                out[at..at + width].copy_from_slice(&sums[..width]);
             }
         }
     }

@@ -258,7 +258,7 @@ impl Runtime {
     fn submit(&mut self, handle: u64, name: &str, product: Product) -> BlasOutcome<()> {
         let found = self.blas_handle(handle, name)?;
         let (stream, context) = (found.stream, found.context);
-        let stream = if stream <= 2 && stream != 2 {
+        let stream = if stream < 2 {
             self.check_context(context).map_err(|_| BlasStatus::EXECUTION_FAILED)?;
             self.contexts
                 .get(&context)

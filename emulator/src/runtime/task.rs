@@ -20,10 +20,6 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    pub(crate) fn one(bytes: u64) -> Self {
-        Rows { width: bytes, height: 1, src_pitch: bytes, dst_pitch: bytes }
-    }
-
     pub(crate) fn bytes(&self) -> u64 {
         self.width * self.height
     }
