@@ -97,6 +97,11 @@ impl Allocation {
         }
     }
 
+    /// The allocation in words.
+    pub(crate) fn describe(&self) -> String {
+        self.info().to_string()
+    }
+
     /// Whether `bytes` at `address` lie inside.
     pub(crate) fn contains(&self, address: u64, bytes: u64) -> bool {
         address >= self.base

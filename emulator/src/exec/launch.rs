@@ -1,10 +1,15 @@
 //! The launch: its parameters, limits, options, and the distribution of blocks over threads.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
 use serde::Serialize;
 
-use crate::finding::Checked;
-use crate::memory::DeviceMemory;
-use crate::ptx::LoadedModule;
+use super::block::Block;
+use super::shadow::Shadow;
+use crate::finding::{Checked, Finding, FindingKind};
+use crate::memory::{Allocation, DeviceMemory, lock};
+use crate::ptx::{Entry, LoadedModule};
 
 /// What one launch may use at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +123,125 @@ pub struct LaunchReport {
     pub approximate: Vec<String>,
 }
 
+impl Counters {
+    /// Adds another launch's (or block's) counts.
+    pub fn add(&mut self, other: &Self) {
+        self.blocks += other.blocks;
+        self.threads += other.threads;
+        self.warp_instructions += other.warp_instructions;
+        self.thread_instructions += other.thread_instructions;
+        self.global_bytes_loaded += other.global_bytes_loaded;
+        self.global_bytes_stored += other.global_bytes_stored;
+        self.sectors_loaded += other.sectors_loaded;
+        self.sectors_stored += other.sectors_stored;
+        self.bank_conflicts += other.bank_conflicts;
+        self.flops += other.flops;
+        self.atomics += other.atomics;
+        self.barriers += other.barriers;
+    }
+}
+
+/// What all blocks of a launch share.
+pub(crate) struct Launch<'a> {
+    pub(crate) module: &'a LoadedModule,
+    pub(crate) entry: &'a Entry,
+    pub(crate) memory: &'a DeviceMemory,
+    pub(crate) allocations: Vec<Arc<Allocation>>,
+    pub(crate) params: &'a LaunchParams<'a>,
+    /// `None` for a single block, which has nobody to race with.
+    pub(crate) shadow: Option<Shadow>,
+    pub(crate) threads_per_block: u32,
+    pub(crate) seed: u64,
+    pub(crate) budget: u64,
+    spent: AtomicU64,
+}
+
+impl Launch<'_> {
+    /// Takes instructions from the budget; `false` when it is gone.
+    pub(crate) fn spend(&self, instructions: u64) -> bool {
+        self.spent.fetch_add(instructions, Relaxed) + instructions <= self.budget
+    }
+}
+
+/// A seeded bijection of `0..count`: a Feistel network on the next even power of two, walked until
+/// it lands inside.
+fn permuted(index: u64, count: u64, seed: u64) -> u64 {
+    let half = (64 - count.saturating_sub(1).leading_zeros()).div_ceil(2).max(1);
+    let mask = (1u64 << half) - 1;
+    let mut value = index;
+    loop {
+        let (mut left, mut right) = (value >> half, value & mask);
+        for round in 0..4u64 {
+            let mixed = (right ^ seed.rotate_left(round as u32 * 16) ^ round)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (left, right) = (right, left ^ mixed >> 40 & mask);
+        }
+        value = left << half | right;
+        if value < count {
+            return value;
+        }
+    }
+}
+
+fn check(entry: &Entry, params: &LaunchParams<'_>) -> Checked<()> {
+    let limits = &params.limits;
+    let over = |message: String| {
+        let mut finding = Finding::new(FindingKind::LimitExceeded, message);
+        finding.kernel = Some(entry.name.clone());
+        Err(finding)
+    };
+    for (axis, name) in ["x", "y", "z"].iter().enumerate() {
+        let (grid, block) = (params.grid[axis], params.block[axis]);
+        if grid == 0 || grid > limits.grid[axis] {
+            return over(format!("grid.{name} is {grid}, allowed is 1..={}", limits.grid[axis]));
+        }
+        if block == 0 || block > limits.block[axis] {
+            return over(format!("block.{name} is {block}, allowed is 1..={}", limits.block[axis]));
+        }
+    }
+    let threads: u64 = params.block.iter().map(|extent| u64::from(*extent)).product();
+    if threads > u64::from(limits.threads_per_block) {
+        let most = limits.threads_per_block;
+        return over(format!("a block of {threads} threads, the device allows {most}"));
+    }
+    if let Some(most) = entry.max_threads
+        && threads > u64::from(most)
+    {
+        return over(format!("a block of {threads} threads, the kernel was built for {most}"));
+    }
+    if let Some(required) = entry.required_block
+        && required != params.block
+    {
+        return over(format!("block {:?}, the kernel requires {required:?}", params.block));
+    }
+    let most = params
+        .max_dynamic_shared
+        .unwrap_or_else(|| limits.shared_bytes.saturating_sub(entry.shared_bytes));
+    let total = u64::from(params.dynamic_shared) + u64::from(entry.shared_bytes);
+    if params.dynamic_shared > most || total > u64::from(limits.shared_bytes_optin) {
+        return over(format!(
+            "{} bytes of dynamic and {} of static shared memory; allowed are {most} dynamic and \
+             {} in all",
+            params.dynamic_shared, entry.shared_bytes, limits.shared_bytes_optin
+        ));
+    }
+    let blocks = params.grid.iter().map(|extent| u64::from(*extent)).product::<u64>();
+    if blocks > 1 << 27 {
+        return over(format!("a grid of {blocks} blocks is more than the emulator runs"));
+    }
+    if params.params.len() != entry.param_bytes as usize {
+        let message = format!(
+            "the kernel takes {} bytes of parameters, the launch passes {}",
+            entry.param_bytes,
+            params.params.len()
+        );
+        let mut finding = Finding::new(FindingKind::InvalidLaunch, message);
+        finding.kernel = Some(entry.name.clone());
+        return Err(finding);
+    }
+    Ok(())
+}
+
 /// Runs `entry` over the grid.
 ///
 /// # Errors
@@ -129,6 +253,91 @@ pub fn launch(
     params: &LaunchParams<'_>,
     options: &LaunchOptions,
 ) -> Checked<LaunchReport> {
-    let _ = (module, entry, memory, params, options);
-    Ok(LaunchReport::default())
+    let Some(entry) = module.module().entry(entry) else {
+        let message = format!("the module has no entry `{entry}`");
+        return Err(Finding::new(FindingKind::InvalidLaunch, message));
+    };
+    check(entry, params)?;
+    let blocks: u64 = params.grid.iter().map(|extent| u64::from(*extent)).product();
+    let allocations = memory.snapshot();
+    let shadow = (blocks > 1).then(|| Shadow::new(allocations.len()));
+    let launch = Launch {
+        module,
+        entry,
+        memory,
+        allocations,
+        params,
+        shadow,
+        threads_per_block: params.block.iter().product(),
+        seed: options.seed,
+        budget: options.instruction_budget,
+        spent: AtomicU64::new(0),
+    };
+    let next = AtomicU64::new(0);
+    // The earliest position in block order that found something; later blocks need not run.
+    let stop = AtomicU64::new(u64::MAX);
+    let found: Mutex<Option<(u64, Box<Finding>)>> = Mutex::new(None);
+    let totals = Mutex::new((Counters::default(), vec![false; entry.code.approximate.len()]));
+    let work = || {
+        let mut block = Block::new(&launch);
+        loop {
+            let position = next.fetch_add(1, Relaxed);
+            if position >= blocks || position > stop.load(Relaxed) {
+                break;
+            }
+            let linear = match options.order {
+                BlockOrder::Permuted => permuted(position, blocks, options.seed),
+                BlockOrder::InOrder => position,
+            };
+            if let Err(finding) = block.run(linear) {
+                stop.fetch_min(position, Relaxed);
+                let mut slot = lock(&found);
+                if slot.as_ref().is_none_or(|(earlier, _)| position < *earlier) {
+                    *slot = Some((position, finding));
+                }
+            }
+        }
+        let (counters, approximate) = block.totals();
+        let mut totals = lock(&totals);
+        totals.0.add(&counters);
+        for (to, from) in totals.1.iter_mut().zip(approximate) {
+            *to |= from;
+        }
+    };
+    let workers = (options.threads.max(1) as u64).min(blocks);
+    if workers == 1 {
+        work();
+    } else {
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(work);
+            }
+        });
+    }
+    let found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some((_, finding)) = found {
+        return Err(finding);
+    }
+    let (counters, used) = totals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let names = entry.code.approximate.iter().zip(used);
+    let approximate = names.filter(|(_, used)| *used).map(|(name, _)| name.clone()).collect();
+    Ok(LaunchReport { counters, approximate })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_orders_are_permutations_that_depend_on_the_seed() {
+        for count in [1u64, 2, 3, 7, 64, 1000] {
+            let mut seen: Vec<u64> = (0..count).map(|i| permuted(i, count, 5)).collect();
+            let order = seen.clone();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..count).collect::<Vec<_>>());
+            if count > 60 {
+                assert_ne!(order, (0..count).map(|i| permuted(i, count, 6)).collect::<Vec<_>>());
+            }
+        }
+    }
 }

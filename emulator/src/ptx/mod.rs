@@ -1,5 +1,10 @@
 //! PTX text to a module: entries, module variables and, for each entry, resolved instructions.
 
+mod instructions;
+pub(crate) mod ir;
+mod lexer;
+mod lower;
 mod module;
+mod syntax;
 
 pub use module::{Entry, LoadError, LoadedModule, Module, ParamInfo, Variable};

@@ -1,7 +1,12 @@
 //! A parsed module and its entries, and a module loaded into a device's memory.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::ir::Code;
+use super::lower::lower;
+use super::syntax::{self, Declaration, Function, Initial, Literal};
+use crate::finding::SourceLine;
 use crate::memory::{DeviceMemory, OutOfMemory};
 
 /// The PTX text could not be accepted.
@@ -48,6 +53,7 @@ pub struct Entry {
     pub max_threads: Option<u32>,
     /// `.reqntid`.
     pub required_block: Option<[u32; 3]>,
+    pub(crate) code: Code,
 }
 
 /// A `.global` or `.const` variable of a module.
@@ -63,6 +69,8 @@ pub struct Variable {
     pub is_const: bool,
     /// Initial contents; CUDA zero-fills what has no initialiser.
     pub initial: Vec<u8>,
+    /// Places in `initial` that hold the address of another variable: byte, variable, offset.
+    relocations: Vec<(u64, u32, i64)>,
 }
 
 /// A parsed PTX module.
@@ -71,6 +79,8 @@ pub struct Module {
     entries: Vec<Arc<Entry>>,
     variables: Vec<Variable>,
     target: String,
+    files: HashMap<u32, String>,
+    lines: Vec<String>,
 }
 
 impl Module {
@@ -79,8 +89,48 @@ impl Module {
     /// # Errors
     /// [`LoadError`] with line and text for anything that is not understood or not modelled.
     pub fn parse(ptx: &str) -> Result<Self, LoadError> {
-        let _ = ptx;
-        Ok(Self { entries: Vec::new(), variables: Vec::new(), target: String::new() })
+        let text: Vec<&str> = ptx.lines().collect();
+        let source = syntax::parse(ptx)?;
+        let in_memory = |variable: &&Declaration<'_>| variable.space != ".shared";
+        let declared: Vec<_> = source.variables.iter().filter(in_memory).collect();
+        let names: HashMap<&str, u32> =
+            declared.iter().enumerate().map(|(i, variable)| (variable.name, i as u32)).collect();
+        let variables =
+            declared.iter().map(|d| variable(d, &names, &text)).collect::<Result<_, _>>()?;
+        let mut entries = Vec::new();
+        for function in source.functions.iter().filter(|f| f.is_entry && f.body.is_some()) {
+            let params = params(function);
+            let offsets: Vec<u32> = params.iter().map(|param| param.offset).collect();
+            let code = lower(&source, &text, &names, function, &offsets)?;
+            let static_shared = code.shared.iter().filter(|array| !array.dynamic);
+            entries.push(Arc::new(Entry {
+                name: function.name.to_owned(),
+                param_bytes: params.last().map_or(0, |param| param.offset + param.bytes),
+                params,
+                shared_bytes: static_shared.map(|array| array.bytes).sum(),
+                local_bytes: code.local_bytes,
+                registers: code.registers,
+                max_threads: function
+                    .max_threads
+                    .map(|[x, y, z]| x.saturating_mul(y).saturating_mul(z)),
+                required_block: function.required_block,
+                code,
+            }));
+        }
+        let files = source.files.iter().map(|(i, name)| (*i, (*name).to_owned())).collect();
+        let lines = text.iter().map(|line| line.trim().to_owned()).collect();
+        Ok(Self { entries, variables, target: source.target.to_owned(), files, lines })
+    }
+
+    /// The text of a PTX line.
+    pub(crate) fn line(&self, line: u32) -> Option<&str> {
+        self.lines.get((line as usize).checked_sub(1)?).map(String::as_str)
+    }
+
+    /// The CUDA source line of a `.loc`.
+    pub(crate) fn source_line(&self, location: (u32, u32)) -> Option<SourceLine> {
+        let file = self.files.get(&location.0)?.clone();
+        Some(SourceLine { file, line: location.1 })
     }
 
     /// The entry of that name.
@@ -112,9 +162,91 @@ impl Module {
     /// # Errors
     /// [`OutOfMemory`] when they do not fit.
     pub fn load(self: &Arc<Self>, memory: &DeviceMemory) -> Result<LoadedModule, OutOfMemory> {
-        let _ = memory;
-        Ok(LoadedModule { module: Arc::clone(self), addresses: Vec::new() })
+        let mut addresses = Vec::with_capacity(self.variables.len());
+        for variable in &self.variables {
+            let label = format!("module variable {}", variable.name);
+            addresses.push(if variable.is_const {
+                memory.alloc_read_only(variable.bytes, &label)?
+            } else {
+                memory.alloc(variable.bytes, &label)?
+            });
+        }
+        for (variable, address) in self.variables.iter().zip(&addresses) {
+            let mut initial = variable.initial.clone();
+            for (at, target, offset) in &variable.relocations {
+                let value = addresses[*target as usize].wrapping_add_signed(*offset);
+                let at = *at as usize;
+                if let Some(slot) = initial.get_mut(at..at + 8) {
+                    slot.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            // The range was allocated above with exactly this size.
+            let _ = memory.copy_in(*address, &initial);
+        }
+        Ok(LoadedModule { module: Arc::clone(self), addresses })
     }
+}
+
+/// The parameter buffer's layout.
+fn params(function: &Function<'_>) -> Vec<ParamInfo> {
+    let mut offset = 0u32;
+    let mut out = Vec::new();
+    for param in &function.params {
+        let bytes = (param.count.unwrap_or(1) as u32).saturating_mul(param.element);
+        offset = offset.next_multiple_of(param.align.max(1));
+        out.push(ParamInfo { name: param.name.to_owned(), offset, bytes, align: param.align });
+        offset = offset.saturating_add(bytes);
+    }
+    out
+}
+
+fn variable(
+    declaration: &Declaration<'_>,
+    names: &HashMap<&str, u32>,
+    text: &[&str],
+) -> Result<Variable, LoadError> {
+    let error = |message: String| LoadError {
+        line: declaration.line,
+        text: text.get(declaration.line as usize - 1).unwrap_or(&"").trim().to_owned(),
+        message,
+    };
+    let element = declaration.element as usize;
+    let count = declaration.count.unwrap_or(declaration.initial.len() as u64);
+    let bytes = count.saturating_mul(element as u64);
+    if bytes > 1 << 32 {
+        return Err(error("the variable is too large".to_owned()));
+    }
+    let mut initial = vec![0u8; bytes as usize];
+    let mut relocations = Vec::new();
+    for (i, value) in declaration.initial.iter().enumerate() {
+        let at = i * element;
+        let Some(slot) = initial.get_mut(at..at + element) else {
+            return Err(error("more initial values than elements".to_owned()));
+        };
+        let bits = match value {
+            Initial::Literal(Literal::Integer(value)) => *value as u64,
+            Initial::Literal(Literal::Single(bits)) => u64::from(*bits),
+            Initial::Literal(Literal::Double(bits)) => *bits,
+            Initial::Address(name, offset) => match names.get(name) {
+                Some(index) if element == 8 => {
+                    relocations.push((at as u64, *index, *offset));
+                    0
+                }
+                _ => return Err(error(format!("initial value `{name}` is not modelled"))),
+            },
+        };
+        for (byte, source) in slot.iter_mut().zip(bits.to_le_bytes()) {
+            *byte = source;
+        }
+    }
+    Ok(Variable {
+        name: declaration.name.to_owned(),
+        bytes,
+        align: declaration.align,
+        is_const: declaration.space == ".const",
+        initial,
+        relocations,
+    })
 }
 
 /// A module whose variables have addresses on one device.
@@ -136,6 +268,11 @@ impl LoadedModule {
     pub fn variable(&self, name: &str) -> Option<(u64, u64)> {
         let index = self.module.variables.iter().position(|variable| variable.name == name)?;
         Some((*self.addresses.get(index)?, self.module.variables[index].bytes))
+    }
+
+    /// Address of a variable by number.
+    pub(crate) fn address(&self, index: u32) -> u64 {
+        self.addresses.get(index as usize).copied().unwrap_or(0)
     }
 
     /// Frees the variables' memory.

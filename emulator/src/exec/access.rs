@@ -1,0 +1,650 @@
+//! Loads, stores and atomics of a warp, with every check on them.
+
+use super::address::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
+use super::alu::{Kind, Lanes, Rounding, Ty, narrow};
+use super::block::{Core, Step, fault, text};
+use super::shadow::{Conflict, Touch};
+use super::shared::{Accessor, Record};
+use super::step::undefined;
+use super::warp::{Warp, thread_index};
+use crate::finding::{Finding, FindingKind};
+use crate::memory::Allocation;
+use crate::ptx::ir::{Access, Address, Op, Space, Src, Update};
+
+/// Where one lane's access goes.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Index of the allocation and offset in it.
+    Global(usize, u64),
+    Shared(u64),
+    Local(u64),
+    Param(u64),
+}
+
+/// What an instruction does to memory, for messages and checks.
+#[derive(Debug, Clone, Copy)]
+struct Intent {
+    verb: &'static str,
+    space: Space,
+    /// Bytes of the whole access, a vector counted in full.
+    bytes: u32,
+    writes: bool,
+}
+
+impl Core<'_> {
+    fn addresses(&self, warp: &Warp, active: u32, address: Address) -> Step<Lanes> {
+        let unknown = undefined(warp, address.base) & active;
+        if unknown != 0 {
+            let message = "an address that was never computed is accessed";
+            return fault(unknown, Finding::new(FindingKind::UndefinedAddress, message));
+        }
+        let mut lanes = self.operands().value(warp, address.base);
+        if address.offset != 0 {
+            for lane in &mut lanes {
+                *lane = lane.wrapping_add_signed(address.offset);
+            }
+        }
+        Ok(lanes)
+    }
+
+    /// Resolves and checks one lane's address: space, bounds, alignment.
+    #[inline]
+    fn place(&self, warp: &mut Warp, lane: u32, address: u64, intent: Intent) -> Step<Place> {
+        let bytes = u64::from(intent.bytes);
+        if !address.is_multiple_of(bytes) {
+            let message = format!(
+                "{} of {bytes} bytes at an address that is {} past a multiple of {bytes}",
+                intent.verb,
+                address % bytes
+            );
+            let finding = Finding::new(FindingKind::Misaligned, message).at(address);
+            return fault(1 << lane, finding);
+        }
+        match intent.space {
+            Space::Global | Space::Const => self.global(warp, lane, address, intent),
+            Space::Generic => {
+                if address.wrapping_sub(SHARED_WINDOW) < WINDOW_BYTES {
+                    self.shared_place(lane, address - SHARED_WINDOW, intent)
+                } else if address.wrapping_sub(LOCAL_WINDOW) < WINDOW_BYTES {
+                    self.local_place(warp, lane, address - LOCAL_WINDOW, intent)
+                } else if address.wrapping_sub(PARAM_WINDOW) < WINDOW_BYTES {
+                    self.param_place(lane, address - PARAM_WINDOW, intent)
+                } else {
+                    self.global(warp, lane, address, intent)
+                }
+            }
+            Space::Shared => self.shared_place(lane, address & 0xffff_ffff, intent),
+            Space::Local | Space::Frame => self.local_place(warp, lane, address, intent),
+            Space::Param => self.param_place(lane, address, intent),
+        }
+    }
+
+    #[inline]
+    fn global(&self, warp: &mut Warp, lane: u32, address: u64, intent: Intent) -> Step<Place> {
+        let launch = self.launch;
+        let bytes = u64::from(intent.bytes);
+        let inside = |allocation: &Allocation| allocation.contains(address, bytes);
+        let mut index = warp.recent;
+        if !launch.allocations.get(index).is_some_and(|allocation| inside(allocation)) {
+            let next = launch.allocations.partition_point(|allocation| allocation.base <= address);
+            index = next.wrapping_sub(1);
+            if !launch.allocations.get(index).is_some_and(|allocation| inside(allocation)) {
+                return fault(1 << lane, self.stray(address, intent));
+            }
+            warp.recent = index;
+        }
+        let allocation = &launch.allocations[index];
+        if intent.writes && allocation.read_only {
+            let message = format!("{} to constant memory", intent.verb);
+            let finding = Finding::new(FindingKind::ReadOnlyWrite, message).at(address);
+            return fault(1 << lane, finding.in_allocation(allocation.describe()));
+        }
+        Ok(Place::Global(index, address - allocation.base))
+    }
+
+    #[cold]
+    fn stray(&self, address: u64, intent: Intent) -> Box<Finding> {
+        let bytes = u64::from(intent.bytes);
+        let windows = [
+            (SHARED_WINDOW, "the generic window of shared memory"),
+            (LOCAL_WINDOW, "the generic window of local memory"),
+            (PARAM_WINDOW, "the generic window of kernel parameters"),
+        ];
+        for (base, name) in windows {
+            if address.wrapping_sub(base) < WINDOW_BYTES {
+                let message = format!(
+                    "{} of {bytes} bytes as global memory, but 0x{address:x} is in {name}",
+                    intent.verb
+                );
+                return Finding::new(FindingKind::OutOfBounds, message).at(address);
+            }
+        }
+        self.launch.memory.stray(address, bytes, intent.verb)
+    }
+
+    fn shared_place(&self, lane: u32, offset: u64, intent: Intent) -> Step<Place> {
+        let bytes = u64::from(intent.bytes);
+        if self.shared.extent(offset, bytes).is_some() {
+            return Ok(Place::Shared(offset));
+        }
+        let below = self.shared.extents.iter().rev().filter(|e| u64::from(e.start) <= offset);
+        let nearest = below.min_by_key(|extent| offset - u64::from(extent.start));
+        let (message, description) = match nearest {
+            Some(extent) => {
+                let size = extent.end - extent.start;
+                let at = offset - u64::from(extent.start);
+                let beyond = (at + bytes).saturating_sub(u64::from(size));
+                (
+                    format!(
+                        "{} of {bytes} bytes at byte {at} of shared `{}` ends {beyond} bytes past its end",
+                        intent.verb, extent.name
+                    ),
+                    format!("shared `{}`, {size} bytes", extent.name),
+                )
+            }
+            None => (
+                format!("{} of {bytes} bytes at shared offset 0x{offset:x}", intent.verb),
+                "the kernel has no shared array there".to_owned(),
+            ),
+        };
+        let finding = Finding::new(FindingKind::OutOfBounds, message).at(offset);
+        fault(1 << lane, finding.in_allocation(description))
+    }
+
+    fn local_place(&self, warp: &Warp, lane: u32, offset: u64, intent: Intent) -> Step<Place> {
+        let (bytes, size) = (u64::from(intent.bytes), warp.local.bytes as u64);
+        if offset.checked_add(bytes).is_some_and(|end| end <= size) {
+            return Ok(Place::Local(offset));
+        }
+        let message = format!(
+            "{} of {bytes} bytes at byte {} of local memory, which has {size}",
+            intent.verb, offset as i64
+        );
+        fault(1 << lane, Finding::new(FindingKind::OutOfBounds, message).at(offset))
+    }
+
+    fn param_place(&self, lane: u32, offset: u64, intent: Intent) -> Step<Place> {
+        let (bytes, size) = (u64::from(intent.bytes), self.launch.params.params.len() as u64);
+        if intent.writes {
+            let message = format!("{} to kernel parameters", intent.verb);
+            return fault(1 << lane, Finding::new(FindingKind::ReadOnlyWrite, message));
+        }
+        if offset.checked_add(bytes).is_some_and(|end| end <= size) {
+            return Ok(Place::Param(offset));
+        }
+        let message =
+            format!("{} of {bytes} bytes at byte {offset} of {size} parameter bytes", intent.verb);
+        fault(1 << lane, Finding::new(FindingKind::OutOfBounds, message).at(offset))
+    }
+
+    fn touch(&self, lane: u32, index: usize, offset: u64, bytes: u32, touch: Touch) -> Step<()> {
+        let Some(shadow) = &self.launch.shadow else { return Ok(()) };
+        let allocation = &self.launch.allocations[index];
+        shadow
+            .touch(index, allocation.size, offset, bytes, self.linear, touch)
+            .or_else(|conflict| self.global_race(lane, allocation, offset, touch, conflict))
+    }
+
+    #[cold]
+    fn global_race(
+        &self,
+        lane: u32,
+        allocation: &Allocation,
+        offset: u64,
+        touch: Touch,
+        conflict: Conflict,
+    ) -> Step<()> {
+        let verb = match touch {
+            Touch::Read | Touch::AtomicRead => "reads",
+            Touch::Write => "writes",
+            Touch::Atomic => "atomically updates",
+        };
+        let [x, y, _] = self.launch.params.grid.map(u64::from);
+        let other = match conflict.block {
+            Some(i) => {
+                let index = [i % x, i / x % y, i / (x * y)].map(|index| index as u32);
+                format!("block {}", text(index))
+            }
+            None => "several other blocks".to_owned(),
+        };
+        let message = format!(
+            "block {} {verb} byte {offset} of an allocation, and {other} {} in the same launch; \
+             nothing orders blocks",
+            text(self.block),
+            conflict.what
+        );
+        let finding = Finding::new(FindingKind::GlobalRace, message).at(allocation.base + offset);
+        fault(1 << lane, finding.in_allocation(allocation.describe()))
+    }
+
+    #[cold]
+    fn shared_race(
+        &self,
+        who: Accessor,
+        offset: u64,
+        verb: &str,
+        warp: usize,
+        record: Record,
+    ) -> Step<()> {
+        let block = self.launch.params.block;
+        // The report names one thread of the other side that is not the offender.
+        let lanes = if usize::from(record.warp) == warp {
+            record.lanes & !(1 << who.lane)
+        } else {
+            record.lanes
+        };
+        let lane = u64::from(lanes.trailing_zeros() & 31);
+        let thread = thread_index(u64::from(record.warp) * 32 + lane, block);
+        let line = self.launch.entry.code.instrs.get(record.pc as usize).map_or(0, |i| i.line);
+        let name = self.shared.extent(offset, 1).map_or("?", |extent| extent.name.as_str());
+        let start = self.shared.extent(offset, 1).map_or(0, |extent| u64::from(extent.start));
+        let message = format!(
+            "{verb} of byte {} of shared `{name}` is not ordered with the {} by thread {} at ptx \
+             line {line}; a barrier is missing between them",
+            offset - start,
+            if record.write { "write" } else { "read" },
+            text(thread)
+        );
+        let finding = Finding::new(FindingKind::SharedRace, message).at(offset);
+        fault(1 << who.lane, finding.in_allocation(format!("shared `{name}`")))
+    }
+
+    fn unwritten<T>(&self, lane: u32, address: u64, what: String) -> Step<T> {
+        let message = format!("a load reads memory that nothing has written: {what}");
+        fault(1 << lane, Finding::new(FindingKind::Uninitialised, message).at(address))
+    }
+
+    /// Executes a load.
+    pub(crate) fn load(&mut self, warp: &mut Warp, active: u32, pc: u32, op: &Op) -> Step<()> {
+        let Op::Load { space, access, bytes, signed, dst, address } = op else { return Ok(()) };
+        let element = u32::from(*bytes);
+        let total = element * dst.len() as u32;
+        let intent = Intent { verb: "load", space: *space, bytes: total, writes: false };
+        let addresses = self.addresses(warp, active, *address)?;
+        // Taken out so that `self` stays usable; put back at the end, allocated anew after a fault.
+        let mut loaded = self.loaded.take().unwrap_or_default();
+        let mut unknown = 0u32;
+        let touch = if *access == Access::Atomic { Touch::AtomicRead } else { Touch::Read };
+        let (mut sectors, mut banks) = (Sectors::default(), None::<Banks>);
+        let mut rest = active;
+        while rest != 0 {
+            let lane = rest.trailing_zeros();
+            rest &= rest - 1;
+            let l = lane as usize;
+            let place = self.place(warp, lane, addresses[l], intent)?;
+            for (k, out) in loaded.iter_mut().enumerate().take(dst.len()) {
+                let step = k as u64 * u64::from(element);
+                let value = match place {
+                    Place::Global(index, offset) => {
+                        let allocation = &self.launch.allocations[index];
+                        let (value, written) = allocation.load(offset + step, element);
+                        if written != (1 << element) - 1 {
+                            let first = offset + step + u64::from(written.trailing_ones());
+                            let what = format!("byte {first} of {}", allocation.describe());
+                            return self.unwritten(lane, addresses[l] + step, what);
+                        }
+                        value
+                    }
+                    Place::Shared(offset) => match self.shared.load(offset + step, element) {
+                        Some(value) => value,
+                        None => {
+                            let what = self.shared_name(offset + step);
+                            return self.unwritten(lane, offset + step, what);
+                        }
+                    },
+                    Place::Local(offset) => match warp.local.load(l, offset + step, element) {
+                        Some(value) => value,
+                        // A parameter's padding may be copied as long as nobody uses it.
+                        None if *space == Space::Frame => {
+                            unknown |= 1 << lane;
+                            0
+                        }
+                        None => {
+                            let what = format!("byte {} of local memory", offset + step);
+                            return self.unwritten(lane, offset + step, what);
+                        }
+                    },
+                    Place::Param(offset) => {
+                        let at = (offset + step) as usize;
+                        let mut value = [0u8; 8];
+                        let source = &self.launch.params.params[at..at + element as usize];
+                        value[..element as usize].copy_from_slice(source);
+                        u64::from_le_bytes(value)
+                    }
+                };
+                out[l] = if *signed {
+                    let shift = 64 - 8 * element;
+                    (((value << shift) as i64) >> shift) as u64
+                } else {
+                    value
+                };
+            }
+            match place {
+                Place::Global(index, offset) => {
+                    self.touch(lane, index, offset, total, touch)?;
+                    sectors.add(addresses[l], total);
+                    self.counters.global_bytes_loaded += u64::from(total);
+                }
+                Place::Shared(offset) => {
+                    let who = Accessor { warp: warp.index, lane: l, pc, atomic: false };
+                    let raced = self.shared.note_read(&self.clocks, who, offset, total);
+                    raced.or_else(|record| {
+                        self.shared_race(who, offset, "read", warp.index, record)
+                    })?;
+                    banks.get_or_insert_default().add(offset, total);
+                }
+                _ => {}
+            }
+        }
+        self.counters.sectors_loaded += sectors.count();
+        self.counters.bank_conflicts += banks.map_or(0, |mut banks| banks.conflicts());
+        for (reg, value) in dst.iter().zip(loaded.iter()) {
+            warp.write(*reg, active, value, unknown);
+        }
+        self.loaded = Some(loaded);
+        Ok(())
+    }
+
+    fn shared_name(&self, offset: u64) -> String {
+        self.shared.extent(offset, 1).map_or_else(String::new, |extent| {
+            format!("byte {} of shared `{}`", offset - u64::from(extent.start), extent.name)
+        })
+    }
+
+    /// Executes a store.
+    pub(crate) fn store(&mut self, warp: &mut Warp, active: u32, pc: u32, op: &Op) -> Step<()> {
+        let Op::Store { space, access, bytes, src, address } = op else { return Ok(()) };
+        let element = u32::from(*bytes);
+        let total = element * src.len() as u32;
+        let intent = Intent { verb: "store", space: *space, bytes: total, writes: true };
+        let addresses = self.addresses(warp, active, *address)?;
+        let atomic = *access == Access::Atomic;
+        let (mut sectors, mut banks) = (Sectors::default(), None::<Banks>);
+        for (k, value) in src.iter().enumerate() {
+            let unknown = undefined(warp, *value) & active;
+            if unknown != 0 && *space != Space::Frame {
+                let message = "a value that was never computed is stored";
+                return fault(unknown, Finding::new(FindingKind::UndefinedStore, message));
+            }
+            let values = self.operands().value(warp, *value);
+            let step = k as u64 * u64::from(element);
+            let mut rest = active;
+            while rest != 0 {
+                let lane = rest.trailing_zeros();
+                rest &= rest - 1;
+                let l = lane as usize;
+                let place = self.place(warp, lane, addresses[l], intent)?;
+                match place {
+                    Place::Global(index, offset) => {
+                        if k == 0 {
+                            let touch = if atomic { Touch::Atomic } else { Touch::Write };
+                            self.touch(lane, index, offset, total, touch)?;
+                            sectors.add(addresses[l], total);
+                            self.counters.global_bytes_stored += u64::from(total);
+                        }
+                        self.launch.allocations[index].store(offset + step, element, values[l]);
+                    }
+                    Place::Shared(offset) => {
+                        if k == 0 {
+                            let who = Accessor { warp: warp.index, lane: l, pc, atomic };
+                            let raced = self.shared.note_write(&self.clocks, who, offset, total);
+                            raced.or_else(|record| {
+                                self.shared_race(who, offset, "write", warp.index, record)
+                            })?;
+                            banks.get_or_insert_default().add(offset, total);
+                        }
+                        self.shared.store(offset + step, element, values[l]);
+                    }
+                    Place::Local(offset) => {
+                        let defined = unknown >> lane & 1 == 0;
+                        let value = defined.then_some(values[l]);
+                        warp.local.store(l, offset + step, element, value);
+                    }
+                    Place::Param(_) => {}
+                }
+            }
+        }
+        self.counters.sectors_stored += sectors.count();
+        self.counters.bank_conflicts += banks.map_or(0, |mut banks| banks.conflicts());
+        Ok(())
+    }
+
+    /// Executes an atomic.
+    pub(crate) fn atomic(&mut self, warp: &mut Warp, active: u32, pc: u32, op: &Op) -> Step<()> {
+        let Op::Atomic { space, update, ty, dst, address, operand, swap } = op else {
+            return Ok(());
+        };
+        let bytes = if ty.packed { 4 } else { ty.bits / 8 };
+        let intent = Intent { verb: "atomic", space: *space, bytes, writes: true };
+        let addresses = self.addresses(warp, active, *address)?;
+        let unknown = (undefined(warp, *operand) | undefined(warp, *swap)) & active;
+        if unknown != 0 {
+            let message = "a value that was never computed is stored by an atomic";
+            return fault(unknown, Finding::new(FindingKind::UndefinedStore, message));
+        }
+        let (a, b) = (self.operand_of(warp, *operand), self.operand_of(warp, *swap));
+        let mut old_values: Lanes = [0; 32];
+        let mut rest = active;
+        while rest != 0 {
+            let lane = rest.trailing_zeros();
+            rest &= rest - 1;
+            let l = lane as usize;
+            let global = !matches!(space, Space::Shared);
+            let apply = |old: u64| updated(*update, *ty, global, old, a[l], b[l]);
+            let place = self.place(warp, lane, addresses[l], intent)?;
+            let (old, known) = match place {
+                Place::Global(index, offset) => {
+                    self.touch(lane, index, offset, bytes, Touch::Atomic)?;
+                    let allocation = &self.launch.allocations[index];
+                    let (old, written) = allocation.update(offset, bytes, apply);
+                    (
+                        old,
+                        written == (1 << bytes) - 1 || *update == Update::Exchange && dst.is_none(),
+                    )
+                }
+                Place::Shared(offset) => {
+                    let who = Accessor { warp: warp.index, lane: l, pc, atomic: true };
+                    let raced = self.shared.note_write(&self.clocks, who, offset, bytes);
+                    raced.or_else(|record| {
+                        self.shared_race(who, offset, "atomic update", warp.index, record)
+                    })?;
+                    let old = self.shared.load(offset, bytes);
+                    self.shared.store(offset, bytes, apply(old.unwrap_or(0)));
+                    (old.unwrap_or(0), old.is_some())
+                }
+                Place::Local(offset) => {
+                    let old = warp.local.load(l, offset, bytes);
+                    warp.local.store(l, offset, bytes, Some(apply(old.unwrap_or(0))));
+                    (old.unwrap_or(0), old.is_some())
+                }
+                Place::Param(_) => (0, true),
+            };
+            if !known {
+                let what = "the target of an atomic".to_owned();
+                return self.unwritten(lane, addresses[l], what);
+            }
+            old_values[l] = old;
+        }
+        self.counters.atomics += u64::from(active.count_ones());
+        if let Some(dst) = dst {
+            warp.write(*dst, active, &old_values, 0);
+        }
+        Ok(())
+    }
+
+    fn operand_of(&self, warp: &Warp, src: Src) -> Lanes {
+        self.operands().value(warp, src)
+    }
+}
+
+/// The value an atomic leaves.
+fn updated(update: Update, ty: Ty, global: bool, old: u64, a: u64, b: u64) -> u64 {
+    let mask = if ty.packed { 0xffff_ffff } else { ty.mask() };
+    let (a, b) = (a & mask, b & mask);
+    let signed = |x: u64| ty.extend(x);
+    let pick_a = |yes: bool| if yes { a } else { old };
+    match update {
+        Update::Add => match ty.kind {
+            Kind::Float(format) => {
+                // On global memory `atom.add.f32` flushes subnormals (PTX ISA, `atom`).
+                let ftz = global && ty.bits == 32;
+                let flush = |x: u64| if ftz { format.flush(x) } else { x };
+                let add = |x: u64, y: u64| {
+                    let sum = format.widen(flush(x)) + format.widen(flush(y));
+                    // f16, bf16 and f32 sums in f64: rounded again below, so formed to odd.
+                    let sum = if ty.bits == 64 {
+                        sum
+                    } else {
+                        super::alu::add_odd(format.widen(flush(x)), format.widen(flush(y)))
+                    };
+                    flush(narrow(sum, format, Rounding::Nearest))
+                };
+                if ty.packed {
+                    add(old & 0xffff, a & 0xffff) | add(old >> 16 & 0xffff, a >> 16) << 16
+                } else {
+                    add(old, a)
+                }
+            }
+            _ => old.wrapping_add(a) & mask,
+        },
+        Update::And => old & a,
+        Update::Or => old | a,
+        Update::Xor => old ^ a,
+        Update::Min if ty.signed() => pick_a(signed(a) < signed(old)),
+        Update::Min => pick_a(a < old),
+        Update::Max if ty.signed() => pick_a(signed(a) > signed(old)),
+        Update::Max => pick_a(a > old),
+        Update::Inc if old >= a => 0,
+        Update::Inc => old + 1,
+        Update::Dec if old == 0 || old > a => a,
+        Update::Dec => old - 1,
+        Update::Exchange => a,
+        Update::CompareAndSwap if old == a => b,
+        Update::CompareAndSwap => old,
+    }
+}
+
+/// 32-byte sectors of one instruction.
+#[derive(Debug)]
+struct Sectors {
+    seen: [u64; 64],
+    len: usize,
+    more: u64,
+}
+
+impl Default for Sectors {
+    fn default() -> Self {
+        Self { seen: [0; 64], len: 0, more: 0 }
+    }
+}
+
+impl Sectors {
+    fn add(&mut self, address: u64, bytes: u32) {
+        for sector in address / 32..=(address + u64::from(bytes) - 1) / 32 {
+            if self.seen[..self.len].iter().rev().any(|seen| *seen == sector) {
+                continue;
+            }
+            // 32 lanes of at most 32 bytes, naturally aligned, touch at most 32 sectors.
+            match self.seen.get_mut(self.len) {
+                Some(slot) => {
+                    *slot = sector;
+                    self.len += 1;
+                }
+                None => self.more += 1,
+            }
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.len as u64 + self.more
+    }
+}
+
+/// Words of one shared-memory instruction, by bank.
+#[derive(Debug)]
+struct Banks {
+    words: [u64; 256],
+    len: usize,
+    bytes: u32,
+}
+
+impl Default for Banks {
+    fn default() -> Self {
+        Self { words: [0; 256], len: 0, bytes: 0 }
+    }
+}
+
+impl Banks {
+    fn add(&mut self, offset: u64, bytes: u32) {
+        self.bytes = bytes;
+        for word in offset / 4..(offset + u64::from(bytes)).div_ceil(4) {
+            if let Some(slot) = self.words.get_mut(self.len) {
+                *slot = word;
+                self.len += 1;
+            }
+        }
+    }
+
+    /// Passes beyond the least possible: the fullest bank's distinct words, less what the volume
+    /// needs anyway.
+    fn conflicts(&mut self) -> u64 {
+        if self.len == 0 {
+            return 0;
+        }
+        let words = &mut self.words[..self.len];
+        words.sort_unstable();
+        let mut per_bank = [0u64; 32];
+        let mut last = u64::MAX;
+        let mut distinct = 0u64;
+        for &word in words.iter() {
+            if word != last {
+                per_bank[(word % 32) as usize] += 1;
+                distinct += 1;
+                last = word;
+            }
+        }
+        let most = per_bank.iter().copied().max().unwrap_or(0);
+        most.saturating_sub(distinct.div_ceil(32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bank_conflicts_are_passes_beyond_the_least() {
+        let conflicts = |stride: u64| {
+            let mut banks = Banks::default();
+            (0..32).for_each(|lane| banks.add(lane * stride, 4));
+            banks.conflicts()
+        };
+        assert_eq!([0, 4, 8, 128, 132].map(conflicts), [0, 0, 1, 31, 0]);
+        let mut wide = Banks::default();
+        (0..32).for_each(|lane| wide.add(lane * 16, 16));
+        assert_eq!(wide.conflicts(), 0);
+    }
+
+    #[test]
+    fn sectors_count_each_piece_once() {
+        let count = |stride: u64, bytes: u32| {
+            let mut sectors = Sectors::default();
+            (0..32).for_each(|lane| sectors.add(4096 + lane * stride, bytes));
+            sectors.count()
+        };
+        assert_eq!((count(4, 4), count(2, 2), count(16, 16), count(32, 4)), (4, 2, 16, 32));
+    }
+
+    #[test]
+    fn updates_follow_the_manual() {
+        let u32_ty = Ty { kind: Kind::Unsigned, bits: 32, packed: false };
+        let s32_ty = Ty { kind: Kind::Signed, bits: 32, packed: false };
+        let apply = |update, ty, old, a| updated(update, ty, true, old, a, 9);
+        assert_eq!(apply(Update::Inc, u32_ty, 3, 3), 0);
+        assert_eq!(apply(Update::Dec, u32_ty, 0, 7), 7);
+        assert_eq!(apply(Update::Min, s32_ty, 5, 0xffff_ffff), 0xffff_ffff);
+        assert_eq!(apply(Update::Min, u32_ty, 5, 0xffff_ffff), 5);
+        assert_eq!(apply(Update::CompareAndSwap, u32_ty, 4, 4), 9);
+        assert_eq!(apply(Update::Add, u32_ty, 0xffff_ffff, 2), 1);
+    }
+}

@@ -1,0 +1,251 @@
+//! Shared memory of a block: bytes, which of them were written, and who touched them last.
+
+use super::clocks::Clocks;
+use crate::ptx::ir::SharedArray;
+
+/// A shared array with its size in this launch.
+#[derive(Debug, Clone)]
+pub(crate) struct Extent {
+    pub(crate) name: String,
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+}
+
+/// Accesses of one instruction by lanes of one warp with equal clocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Record {
+    pub(crate) warp: u16,
+    bytes: u8,
+    atomic: bool,
+    pub(crate) lanes: u32,
+    clock: u32,
+    pub(crate) pc: u32,
+    pub(crate) write: bool,
+}
+
+#[derive(Debug, Default)]
+struct Cell {
+    writes: Vec<Record>,
+    reads: Vec<Record>,
+}
+
+/// Who accesses, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Accessor {
+    pub(crate) warp: usize,
+    pub(crate) lane: usize,
+    pub(crate) pc: u32,
+    pub(crate) atomic: bool,
+}
+
+/// The memory.
+#[derive(Debug)]
+pub(crate) struct SharedMemory {
+    pub(crate) extents: Vec<Extent>,
+    data: Vec<u8>,
+    written: Vec<bool>,
+    cells: Vec<Cell>,
+}
+
+impl SharedMemory {
+    pub(crate) fn new(arrays: &[SharedArray], dynamic: u32) -> Self {
+        let extent = |array: &SharedArray| {
+            let bytes = if array.dynamic { dynamic } else { array.bytes };
+            let (start, end) = (array.offset, array.offset.saturating_add(bytes));
+            Extent { name: array.name.clone(), start, end }
+        };
+        let extents: Vec<Extent> = arrays.iter().map(extent).collect();
+        let end = extents.iter().map(|extent| extent.end as usize).max().unwrap_or(0);
+        let end = end.next_multiple_of(16);
+        let cells = (0..end / 4).map(|_| Cell::default()).collect();
+        Self { extents, data: vec![0; end], written: vec![false; end], cells }
+    }
+
+    /// Forgets everything, for the next block.
+    pub(crate) fn reset(&mut self) {
+        for extent in &self.extents {
+            let (start, end) = (extent.start as usize, extent.end as usize);
+            self.written[start..end].fill(false);
+            for cell in &mut self.cells[start / 4..end.div_ceil(4)] {
+                cell.writes.clear();
+                cell.reads.clear();
+            }
+        }
+    }
+
+    /// The array that holds the whole range.
+    pub(crate) fn extent(&self, offset: u64, bytes: u64) -> Option<&Extent> {
+        self.extents.iter().find(|extent| {
+            offset >= u64::from(extent.start)
+                && offset.checked_add(bytes).is_some_and(|end| end <= u64::from(extent.end))
+        })
+    }
+
+    /// Reads up to 8 bytes in bounds; `None` if one was never written.
+    pub(crate) fn load(&self, offset: u64, bytes: u32) -> Option<u64> {
+        let range = offset as usize..offset as usize + bytes as usize;
+        if !self.written[range.clone()].iter().all(|written| *written) {
+            return None;
+        }
+        let mut value = [0u8; 8];
+        value[..bytes as usize].copy_from_slice(&self.data[range]);
+        Some(u64::from_le_bytes(value))
+    }
+
+    /// Writes up to 8 bytes in bounds.
+    pub(crate) fn store(&mut self, offset: u64, bytes: u32, value: u64) {
+        let range = offset as usize..offset as usize + bytes as usize;
+        self.data[range.clone()].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+        self.written[range].fill(true);
+    }
+
+    /// Records a read; `Err` with the write it races with.
+    pub(crate) fn note_read(
+        &mut self,
+        clocks: &Clocks,
+        who: Accessor,
+        offset: u64,
+        bytes: u32,
+    ) -> Result<(), Record> {
+        for (word, mask) in words(offset, bytes) {
+            let cell = &mut self.cells[word];
+            conflict(&cell.writes, clocks, who, mask)?;
+            remember(&mut cell.reads, clocks, who, mask, false);
+        }
+        Ok(())
+    }
+
+    /// Records a write; `Err` with the access it races with.
+    pub(crate) fn note_write(
+        &mut self,
+        clocks: &Clocks,
+        who: Accessor,
+        offset: u64,
+        bytes: u32,
+    ) -> Result<(), Record> {
+        for (word, mask) in words(offset, bytes) {
+            let cell = &mut self.cells[word];
+            conflict(&cell.writes, clocks, who, mask)?;
+            conflict(&cell.reads, clocks, who, mask)?;
+            cell.reads.retain_mut(|record| {
+                record.bytes &= !mask;
+                record.bytes != 0
+            });
+            if !who.atomic {
+                cell.writes.retain_mut(|record| {
+                    record.bytes &= !mask;
+                    record.bytes != 0
+                });
+            }
+            remember(&mut cell.writes, clocks, who, mask, true);
+        }
+        Ok(())
+    }
+}
+
+/// The words of a range and the bytes of each.
+fn words(offset: u64, bytes: u32) -> impl Iterator<Item = (usize, u8)> {
+    let end = offset + u64::from(bytes);
+    (offset / 4..end.div_ceil(4)).map(move |word| {
+        let from = offset.saturating_sub(word * 4).min(4) as u32;
+        let to = (end - word * 4).min(4) as u32;
+        (word as usize, ((1u32 << to) - (1u32 << from)) as u8)
+    })
+}
+
+fn conflict(records: &[Record], clocks: &Clocks, who: Accessor, mask: u8) -> Result<(), Record> {
+    for record in records {
+        if record.bytes & mask == 0 || record.atomic && who.atomic {
+            continue;
+        }
+        let other = usize::from(record.warp);
+        if !clocks.ordered(other, record.lanes, record.clock, who.warp, who.lane) {
+            return Err(*record);
+        }
+    }
+    Ok(())
+}
+
+/// Adds an access. Records that happened before it are implied by it and dropped, so a list holds
+/// concurrent accesses only.
+fn remember(records: &mut Vec<Record>, clocks: &Clocks, who: Accessor, mask: u8, write: bool) {
+    let clock = clocks.now(who.warp, who.lane);
+    let bit = 1u32 << who.lane;
+    let same = |record: &&mut Record| {
+        usize::from(record.warp) == who.warp
+            && record.clock == clock
+            && record.bytes == mask
+            && record.pc == who.pc
+            && record.atomic == who.atomic
+    };
+    if let Some(record) = records.iter_mut().rev().find(same) {
+        record.lanes |= bit;
+        return;
+    }
+    records.retain(|record| {
+        let other = usize::from(record.warp);
+        record.bytes & !mask != 0
+            || !clocks.ordered(other, record.lanes, record.clock, who.warp, who.lane)
+            || record.lanes == bit && other == who.warp && record.atomic != who.atomic
+    });
+    records.push(Record {
+        warp: who.warp as u16,
+        bytes: mask,
+        atomic: who.atomic,
+        lanes: bit,
+        clock,
+        pc: who.pc,
+        write,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::clocks::Release;
+
+    fn memory() -> SharedMemory {
+        let name = "s".to_owned();
+        SharedMemory::new(&[SharedArray { name, offset: 0, bytes: 64, dynamic: false }], 0)
+    }
+
+    fn at(warp: usize, lane: usize) -> Accessor {
+        Accessor { warp, lane, pc: 0, atomic: false }
+    }
+
+    #[test]
+    fn races_are_between_unordered_threads_and_by_byte() {
+        let (mut shared, mut clocks) = (memory(), Clocks::new(2));
+        shared.note_write(&clocks, at(0, 3), 4, 2).unwrap();
+        shared.note_write(&clocks, at(1, 3), 6, 2).unwrap();
+        assert_eq!(shared.note_read(&clocks, at(1, 0), 4, 4).unwrap_err().warp, 0);
+        let mut release = Release::default();
+        clocks.arrive(&mut release, 0, u32::MAX);
+        clocks.arrive(&mut release, 1, u32::MAX);
+        clocks.acquire(release, 0..2);
+        shared.note_read(&clocks, at(1, 0), 4, 4).unwrap();
+        shared.note_read(&clocks, at(0, 0), 4, 4).unwrap();
+        assert!(shared.note_write(&clocks, at(0, 0), 4, 4).is_err());
+    }
+
+    #[test]
+    fn a_warp_sync_orders_its_lanes_and_no_others() {
+        let (mut shared, mut clocks) = (memory(), Clocks::new(1));
+        shared.note_write(&clocks, at(0, 0), 0, 4).unwrap();
+        assert!(shared.note_read(&clocks, at(0, 1), 0, 4).is_err());
+        clocks.sync_lanes(0, 0b11);
+        shared.note_read(&clocks, at(0, 1), 0, 4).unwrap();
+        assert!(shared.note_read(&clocks, at(0, 2), 0, 4).is_err());
+        clocks.sync_lanes(0, 0b110);
+        shared.note_read(&clocks, at(0, 2), 0, 4).unwrap();
+    }
+
+    #[test]
+    fn atomics_race_with_plain_accesses_only() {
+        let (mut shared, clocks) = (memory(), Clocks::new(2));
+        let atomic = |warp| Accessor { atomic: true, ..at(warp, 0) };
+        shared.note_write(&clocks, atomic(0), 0, 4).unwrap();
+        shared.note_write(&clocks, atomic(1), 0, 4).unwrap();
+        assert!(shared.note_read(&clocks, at(0, 1), 0, 4).is_err());
+    }
+}
