@@ -99,7 +99,8 @@ struct Numbers(u64);
 
 impl Numbers {
     fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0) * 3.0
     }
 }
@@ -138,7 +139,11 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     let la = Layout::new(ar, ac, case.pad[0]);
     let lb = Layout::new(br, bc, case.pad[1]);
     let lc = Layout::new(m, n, case.pad[2]);
-    let ld = if case.route == Route::Lt { Layout::new(m, n, case.pad[3]) } else { Layout::new(m, n, case.pad[2]) };
+    let ld = if case.route == Route::Lt {
+        Layout::new(m, n, case.pad[3])
+    } else {
+        Layout::new(m, n, case.pad[2])
+    };
     let batch = if case.route == Route::GemmEx { 1 } else { case.batch };
     let a = fill(&la, batch, case.input, &mut numbers);
     let b = fill(&lb, batch, case.input, &mut numbers);
@@ -161,9 +166,12 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
         ((&raw const host_alpha).cast(), (&raw const host_beta).cast())
     };
     let op = |trans| if trans { Op::CUBLAS_OP_T } else { Op::CUBLAS_OP_N };
-    let compute = if case.tf32 { Compute::CUBLAS_COMPUTE_32F_FAST_TF32 } else { Compute::CUBLAS_COMPUTE_32F };
+    let compute =
+        if case.tf32 { Compute::CUBLAS_COMPUTE_32F_FAST_TF32 } else { Compute::CUBLAS_COMPUTE_32F };
     let pointers = |base: u64, layout: &Layout, dtype| -> Vec<u8> {
-        (0..batch).flat_map(|item| (base + (item * layout.stride * size(dtype)) as u64).to_le_bytes()).collect()
+        (0..batch)
+            .flat_map(|item| (base + (item * layout.stride * size(dtype)) as u64).to_le_bytes())
+            .collect()
     };
     let arrays = [
         upload(&pointers(device[0], &la, case.input)),
@@ -185,40 +193,112 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
         blas::cublasSetPointerMode_v2(h, mode).result().unwrap();
         match case.route {
             Route::GemmEx => blas::cublasGemmEx(
-                h, op(case.trans[0]), op(case.trans[1]), mi, ni, ki, alpha,
-                device[0] as *const c_void, case.input, lda, device[1] as *const c_void, case.input, ldb,
-                beta, device[2] as *mut c_void, case.output, ldc, compute, algo,
+                h,
+                op(case.trans[0]),
+                op(case.trans[1]),
+                mi,
+                ni,
+                ki,
+                alpha,
+                device[0] as *const c_void,
+                case.input,
+                lda,
+                device[1] as *const c_void,
+                case.input,
+                ldb,
+                beta,
+                device[2] as *mut c_void,
+                case.output,
+                ldc,
+                compute,
+                algo,
             )
             .result()
             .unwrap(),
             Route::Strided => blas::cublasGemmStridedBatchedEx(
-                h, op(case.trans[0]), op(case.trans[1]), mi, ni, ki, alpha,
-                device[0] as *const c_void, case.input, lda, la.stride as i64,
-                device[1] as *const c_void, case.input, ldb, lb.stride as i64,
-                beta, device[2] as *mut c_void, case.output, ldc, lc.stride as i64,
-                batch as i32, compute, algo,
+                h,
+                op(case.trans[0]),
+                op(case.trans[1]),
+                mi,
+                ni,
+                ki,
+                alpha,
+                device[0] as *const c_void,
+                case.input,
+                lda,
+                la.stride as i64,
+                device[1] as *const c_void,
+                case.input,
+                ldb,
+                lb.stride as i64,
+                beta,
+                device[2] as *mut c_void,
+                case.output,
+                ldc,
+                lc.stride as i64,
+                batch as i32,
+                compute,
+                algo,
             )
             .result()
             .unwrap(),
             Route::Batched => blas::cublasGemmBatchedEx(
-                h, op(case.trans[0]), op(case.trans[1]), mi, ni, ki, alpha,
-                arrays[0] as *const *const c_void, case.input, lda,
-                arrays[1] as *const *const c_void, case.input, ldb,
-                beta, arrays[2] as *const *mut c_void, case.output, ldc, batch as i32, compute, algo,
+                h,
+                op(case.trans[0]),
+                op(case.trans[1]),
+                mi,
+                ni,
+                ki,
+                alpha,
+                arrays[0] as *const *const c_void,
+                case.input,
+                lda,
+                arrays[1] as *const *const c_void,
+                case.input,
+                ldb,
+                beta,
+                arrays[2] as *const *mut c_void,
+                case.output,
+                ldc,
+                batch as i32,
+                compute,
+                algo,
             )
             .result()
             .unwrap(),
             Route::Grouped => blas::cublasGemmGroupedBatchedEx(
-                h, [op(case.trans[0])].as_ptr(), [op(case.trans[1])].as_ptr(),
-                pair(mi).as_ptr(), pair(ni).as_ptr(), pair(ki).as_ptr(), alpha,
-                arrays[0] as *const *const c_void, case.input, pair(lda).as_ptr(),
-                arrays[1] as *const *const c_void, case.input, pair(ldb).as_ptr(),
-                beta, arrays[2] as *const *mut c_void, case.output, pair(ldc).as_ptr(),
-                1, pair(batch as i32).as_ptr(), compute,
+                h,
+                [op(case.trans[0])].as_ptr(),
+                [op(case.trans[1])].as_ptr(),
+                pair(mi).as_ptr(),
+                pair(ni).as_ptr(),
+                pair(ki).as_ptr(),
+                alpha,
+                arrays[0] as *const *const c_void,
+                case.input,
+                pair(lda).as_ptr(),
+                arrays[1] as *const *const c_void,
+                case.input,
+                pair(ldb).as_ptr(),
+                beta,
+                arrays[2] as *const *mut c_void,
+                case.output,
+                pair(ldc).as_ptr(),
+                1,
+                pair(batch as i32).as_ptr(),
+                compute,
             )
             .result()
             .unwrap(),
-            Route::Lt => matmul(case, [&la, &lb, &lc, &ld], [device[0], device[1], device[2], d], alpha, beta, batch, &stream),
+            Route::Lt => matmul(
+                case,
+                [&la, &lb, &lc, &ld],
+                [device[0], device[1], device[2], d],
+                alpha,
+                beta,
+                batch,
+                &stream,
+            ),
         }
         result::stream::synchronize(stream.cu_stream()).unwrap();
     }
@@ -227,7 +307,9 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     unsafe { result::memcpy_dtoh_sync(&mut got, d) }.unwrap();
 
     let width = size(case.output);
-    let value = |bytes: &[u8], dtype, at: usize| decode(dtype, &bytes[at * size(dtype)..(at + 1) * size(dtype)]);
+    let value = |bytes: &[u8], dtype, at: usize| {
+        decode(dtype, &bytes[at * size(dtype)..(at + 1) * size(dtype)])
+    };
     let round = |v: f64| if case.tf32 && case.input == Type::CUDA_R_32F { tf32(v) } else { v };
     let unit = match case.output {
         Type::CUDA_R_16F => 2.0_f64.powi(-11),
@@ -248,7 +330,11 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
                     sum += left * right;
                     size_of_sum += (left * right).abs();
                 }
-                let old = if case.beta == 0.0 { 0.0 } else { value(&c, case.output, lc.at(item, row, col)) };
+                let old = if case.beta == 0.0 {
+                    0.0
+                } else {
+                    value(&c, case.output, lc.at(item, row, col))
+                };
                 let exact = f64::from(case.alpha) * sum + f64::from(case.beta) * old;
                 let at = ld.at(item, row, col);
                 inside[at] = true;
@@ -256,17 +342,25 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
                 // Each of k products and sums, the scaling and the final sum round in f32; the
                 // result rounds once to the output format (f16 has subnormals below 2^-14).
                 let bound = unit * exact.abs()
-                    + (k + 3) as f64 * 2.0_f64.powi(-24) * 1.01
-                        * (f64::from(case.alpha.abs()) * size_of_sum + f64::from(case.beta.abs()) * old.abs())
+                    + (k + 3) as f64
+                        * 2.0_f64.powi(-24)
+                        * 1.01
+                        * (f64::from(case.alpha.abs()) * size_of_sum
+                            + f64::from(case.beta.abs()) * old.abs())
                     + if case.output == Type::CUDA_R_16F { 2.0_f64.powi(-25) } else { 1e-30 };
                 let error = (found - exact).abs();
                 worst = worst.max(error / bound);
-                prop_assert!(error <= bound, "{case:?}: [{item}, {row}, {col}] is {found}, exact {exact}, bound {bound:e}");
+                prop_assert!(
+                    error <= bound,
+                    "{case:?}: [{item}, {row}, {col}] is {found}, exact {exact}, bound {bound:e}"
+                );
             }
         }
     }
     for (at, inside) in inside.iter().enumerate() {
-        let untouched = separate || at * width >= c.len() || got[at * width..(at + 1) * width] == c[at * width..(at + 1) * width];
+        let untouched = separate
+            || at * width >= c.len()
+            || got[at * width..(at + 1) * width] == c[at * width..(at + 1) * width];
         if !inside {
             prop_assert!(untouched, "{case:?}: element {at} outside the matrix was written");
         }
@@ -315,42 +409,93 @@ unsafe fn matmul(
         let mut handle = std::ptr::null_mut();
         lt::cublasLtCreate(&raw mut handle).result().unwrap();
         let mut desc = std::ptr::null_mut();
-        lt::cublasLtMatmulDescCreate(&raw mut desc, compute, lt::cudaDataType_t::CUDA_R_32F).result().unwrap();
+        lt::cublasLtMatmulDescCreate(&raw mut desc, compute, lt::cudaDataType_t::CUDA_R_32F)
+            .result()
+            .unwrap();
         let set = |attribute, value: i32| {
-            lt::cublasLtMatmulDescSetAttribute(desc, attribute, (&raw const value).cast(), 4).result().unwrap();
+            lt::cublasLtMatmulDescSetAttribute(desc, attribute, (&raw const value).cast(), 4)
+                .result()
+                .unwrap();
         };
-        set(lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(case.trans[0]));
-        set(lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(case.trans[1]));
-        set(lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_POINTER_MODE, i32::from(case.device_scalars));
+        set(
+            lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+            i32::from(case.trans[0]),
+        );
+        set(
+            lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB,
+            i32::from(case.trans[1]),
+        );
+        set(
+            lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_POINTER_MODE,
+            i32::from(case.device_scalars),
+        );
         let mut objects = [std::ptr::null_mut(); 4];
         for (index, (object, layout)) in objects.iter_mut().zip(layouts).enumerate() {
             let dtype = lt_type(if index < 2 { case.input } else { case.output });
-            lt::cublasLtMatrixLayoutCreate(object, dtype, layout.rows as u64, layout.cols as u64, layout.ld as i64)
-                .result()
-                .unwrap();
+            lt::cublasLtMatrixLayoutCreate(
+                object,
+                dtype,
+                layout.rows as u64,
+                layout.cols as u64,
+                layout.ld as i64,
+            )
+            .result()
+            .unwrap();
             let (count, stride) = (batch as i32, layout.stride as i64);
             use lt::cublasLtMatrixLayoutAttribute_t as Attribute;
-            lt::cublasLtMatrixLayoutSetAttribute(*object, Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, (&raw const count).cast(), 4)
-                .result()
-                .unwrap();
-            lt::cublasLtMatrixLayoutSetAttribute(*object, Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, (&raw const stride).cast(), 8)
-                .result()
-                .unwrap();
+            lt::cublasLtMatrixLayoutSetAttribute(
+                *object,
+                Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                (&raw const count).cast(),
+                4,
+            )
+            .result()
+            .unwrap();
+            lt::cublasLtMatrixLayoutSetAttribute(
+                *object,
+                Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                (&raw const stride).cast(),
+                8,
+            )
+            .result()
+            .unwrap();
         }
         let mut preference = std::ptr::null_mut();
         lt::cublasLtMatmulPreferenceCreate(&raw mut preference).result().unwrap();
         let mut heuristic: lt::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
         let mut found = 0;
         lt::cublasLtMatmulAlgoGetHeuristic(
-            handle, desc, objects[0], objects[1], objects[2], objects[3], preference, 1, &raw mut heuristic, &raw mut found,
+            handle,
+            desc,
+            objects[0],
+            objects[1],
+            objects[2],
+            objects[3],
+            preference,
+            1,
+            &raw mut heuristic,
+            &raw mut found,
         )
         .result()
         .unwrap();
         assert_eq!(found, 1);
         lt::cublasLtMatmul(
-            handle, desc, alpha, at[0] as *const c_void, objects[0], at[1] as *const c_void, objects[1], beta,
-            at[2] as *const c_void, objects[2], at[3] as *mut c_void, objects[3], &raw const heuristic.algo,
-            std::ptr::null_mut(), 0, stream.cu_stream().cast(),
+            handle,
+            desc,
+            alpha,
+            at[0] as *const c_void,
+            objects[0],
+            at[1] as *const c_void,
+            objects[1],
+            beta,
+            at[2] as *const c_void,
+            objects[2],
+            at[3] as *mut c_void,
+            objects[3],
+            &raw const heuristic.algo,
+            std::ptr::null_mut(),
+            0,
+            stream.cu_stream().cast(),
         )
         .result()
         .unwrap();
@@ -364,7 +509,13 @@ unsafe fn matmul(
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let route = prop::sample::select(vec![Route::GemmEx, Route::Strided, Route::Batched, Route::Grouped, Route::Lt]);
+    let route = prop::sample::select(vec![
+        Route::GemmEx,
+        Route::Strided,
+        Route::Batched,
+        Route::Grouped,
+        Route::Lt,
+    ]);
     let types = prop::sample::select(vec![
         (Type::CUDA_R_32F, Type::CUDA_R_32F, false),
         (Type::CUDA_R_32F, Type::CUDA_R_32F, true),
@@ -374,22 +525,45 @@ fn cases() -> impl Strategy<Value = Case> {
         (Type::CUDA_R_16BF, Type::CUDA_R_32F, false),
     ]);
     let scalar = || prop::sample::select(vec![0.0_f32, 1.0, -0.5, 3.4445, -4.775]);
-    (route, types, any::<[bool; 2]>(), [1..40_usize, 1..40, 0..70], [0..5_usize, 0..5, 0..5, 0..5], 1..4_usize, (scalar(), scalar()), any::<bool>(), any::<u64>())
-        .prop_map(|(route, (input, output, tf32), trans, shape, pad, batch, (alpha, beta), device, seed)| Case {
-            route,
-            input,
-            output,
-            tf32,
-            trans,
-            shape,
-            pad,
-            batch,
-            alpha,
-            beta,
-            // Device scalars of a grouped product are not modelled.
-            device_scalars: device && route != Route::Grouped,
-            seed,
-        })
+    (
+        route,
+        types,
+        any::<[bool; 2]>(),
+        [1..40_usize, 1..40, 0..70],
+        [0..5_usize, 0..5, 0..5, 0..5],
+        1..4_usize,
+        (scalar(), scalar()),
+        any::<bool>(),
+        any::<u64>(),
+    )
+        .prop_map(
+            |(
+                route,
+                (input, output, tf32),
+                trans,
+                shape,
+                pad,
+                batch,
+                (alpha, beta),
+                device,
+                seed,
+            )| Case {
+                route,
+                input,
+                output,
+                tf32,
+                trans,
+                // A cublasLt layout has at least one row and column.
+                shape: if route == Route::Lt { shape.map(|side| side.max(1)) } else { shape },
+                pad,
+                batch,
+                alpha,
+                beta,
+                // Device scalars of a grouped product are not modelled.
+                device_scalars: device && route != Route::Grouped,
+                seed,
+            },
+        )
 }
 
 proptest! {
@@ -412,9 +586,18 @@ fn every_transposition_format_and_route_once() {
         for (input, output) in types {
             for trans in [[false, false], [true, false], [false, true], [true, true]] {
                 let case = Case {
-                    route, input, output, tf32: false, trans,
-                    shape: [33, 31, 65], pad: [1, 2, 3, 4], batch: 3,
-                    alpha: 3.4445, beta: -4.775, device_scalars: false, seed: 5,
+                    route,
+                    input,
+                    output,
+                    tf32: false,
+                    trans,
+                    shape: [33, 31, 65],
+                    pad: [1, 2, 3, 4],
+                    batch: 3,
+                    alpha: 3.4445,
+                    beta: -4.775,
+                    device_scalars: false,
+                    seed: 5,
                 };
                 check(&case).unwrap();
             }
@@ -426,9 +609,18 @@ fn every_transposition_format_and_route_once() {
 fn a_large_product_takes_well_under_a_second() {
     let side = 512;
     let case = Case {
-        route: Route::GemmEx, input: Type::CUDA_R_16BF, output: Type::CUDA_R_16BF, tf32: false,
-        trans: [false, true], shape: [side; 3], pad: [0; 4], batch: 1,
-        alpha: 1.0, beta: 0.0, device_scalars: false, seed: 1,
+        route: Route::GemmEx,
+        input: Type::CUDA_R_16BF,
+        output: Type::CUDA_R_16BF,
+        tf32: false,
+        trans: [false, true],
+        shape: [side; 3],
+        pad: [0; 4],
+        batch: 1,
+        alpha: 1.0,
+        beta: 0.0,
+        device_scalars: false,
+        seed: 1,
     };
     let emulator = Emulator::load(common::config(0)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
@@ -443,10 +635,25 @@ fn a_large_product_takes_well_under_a_second() {
     // SAFETY: both buffers hold a 512 × 512 matrix.
     unsafe {
         blas::cublasGemmEx(
-            *handle.handle(), Op::CUBLAS_OP_N, Op::CUBLAS_OP_T, 512, 512, 512, (&raw const alpha).cast(),
-            a as *const c_void, case.input, 512, a as *const c_void, case.input, 512,
-            (&raw const beta).cast(), c as *mut c_void, case.output, 512,
-            Compute::CUBLAS_COMPUTE_32F, blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            *handle.handle(),
+            Op::CUBLAS_OP_N,
+            Op::CUBLAS_OP_T,
+            512,
+            512,
+            512,
+            (&raw const alpha).cast(),
+            a as *const c_void,
+            case.input,
+            512,
+            a as *const c_void,
+            case.input,
+            512,
+            (&raw const beta).cast(),
+            c as *mut c_void,
+            case.output,
+            512,
+            Compute::CUBLAS_COMPUTE_32F,
+            blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )
         .result()
         .unwrap();

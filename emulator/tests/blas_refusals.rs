@@ -124,15 +124,18 @@ fn matmul(slots: [u64; 4]) -> (bool, Vec<Class>) {
         result::ctx::synchronize().unwrap();
         let handle = lt_result::create_handle().unwrap();
         let bf16 = lt::cudaDataType_t::CUDA_R_16BF;
-        let layout = lt_result::create_matrix_layout(bf16, SIDE as u64, SIDE as u64, SIDE as i64).unwrap();
+        let layout =
+            lt_result::create_matrix_layout(bf16, SIDE as u64, SIDE as u64, SIDE as i64).unwrap();
         let desc = lt_result::create_matmul_desc(
             lt::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             lt::cudaDataType_t::CUDA_R_32F,
         )
         .unwrap();
         let preference = lt_result::create_matmul_pref().unwrap();
-        let heuristic =
-            lt_result::get_matmul_algo_heuristic(handle, desc, layout, layout, layout, layout, preference).unwrap();
+        let heuristic = lt_result::get_matmul_algo_heuristic(
+            handle, desc, layout, layout, layout, layout, preference,
+        )
+        .unwrap();
         let at = slots.map(|slot| buffer + slot * matrix / 2);
         let done = lt_result::matmul(
             handle,

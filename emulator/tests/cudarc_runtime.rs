@@ -17,13 +17,16 @@ fn several_devices_have_their_own_profiles_and_memory() {
     let emulator = Emulator::load(config).unwrap();
     assert_eq!(CudaContext::device_count().unwrap(), 3);
     let contexts: Vec<_> = (0..3).map(|ordinal| CudaContext::new(ordinal).unwrap()).collect();
-    let capabilities: Vec<_> = contexts.iter().map(|ctx| ctx.compute_capability().unwrap()).collect();
+    let capabilities: Vec<_> =
+        contexts.iter().map(|ctx| ctx.compute_capability().unwrap()).collect();
     assert_eq!(capabilities, [(8, 0), (8, 9), (10, 0)]);
     let optin = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
     assert_eq!(contexts[1].attribute(optin).unwrap(), 99 << 10);
     let uuids: Vec<_> = contexts.iter().map(|ctx| ctx.uuid().unwrap().bytes).collect();
     assert!(uuids[0] != uuids[1] && uuids[1] != uuids[2]);
-    let streams: Vec<_> = contexts.iter().map(|ctx| ctx.default_stream()).collect();
+    // Not the default streams: across devices cudarc 0.19.10's `memcpy_dtod` drops its event with
+    // the source's context current, and then names the null stream, which is the source's.
+    let streams: Vec<_> = contexts.iter().map(|ctx| ctx.new_stream().unwrap()).collect();
     let data: Vec<_> = streams.iter().map(|s| s.clone_htod(&[1_u8; 1 << 20]).unwrap()).collect();
     let (free, total) = contexts[2].mem_get_info().unwrap();
     assert_eq!(total - free, 1 << 20);
@@ -31,7 +34,13 @@ fn several_devices_have_their_own_profiles_and_memory() {
     // Between devices, through the peer copy.
     let mut far = streams[1].alloc_zeros::<u8>(1 << 20).unwrap();
     streams[1].memcpy_dtod(&data[0], &mut far).unwrap();
-    assert_eq!(streams[1].clone_dtoh(&far).unwrap(), [1; 1 << 20]);
+    let got = streams[1].clone_dtoh(&far).unwrap();
+    assert!(
+        got.iter().all(|byte| *byte == 1),
+        "{:?} {:?}",
+        got.len(),
+        emulator.findings().unwrap()
+    );
     drop((data, far, streams, contexts));
     assert_eq!(emulator.finish().unwrap(), []);
 }
@@ -118,7 +127,10 @@ fn counters_count_calls_and_bytes_and_can_be_reset() {
     emulator.reset_counters().unwrap();
     stream.synchronize().unwrap();
     let counters = emulator.counters().unwrap();
-    assert_eq!((counters.synchronisations, counters.allocations, counters.live_bytes), (1, 0, 8000));
+    assert_eq!(
+        (counters.synchronisations, counters.allocations, counters.live_bytes),
+        (1, 0, 8000)
+    );
     drop((a, b, stream, ctx));
     assert_eq!(emulator.finish().unwrap(), []);
 }

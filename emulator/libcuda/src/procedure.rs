@@ -69,6 +69,11 @@ fn procedure(name: &Text, version: c_int) -> Outcome<*mut c_void> {
 }
 
 entries! {
+    // Undocumented tables of the driver; NVRTC asks for one and does without it. None is here.
+    cuGetExportTable(table: Out<*const c_void>, _id: *const c_void) {
+        table.set_if_wanted(std::ptr::null());
+        Err(Status::NOT_FOUND)
+    }
     cuGetProcAddress(name: Text, function: Out<*mut c_void>, version: c_int, _flags: c_ulonglong) {
         function.set(procedure(&name, version)?)
     }

@@ -41,7 +41,7 @@ unsupported! {
     cuDeviceSetGraphMemAttribute cuDeviceUnregisterAsyncNotification
     cuExternalMemoryGetMappedBuffer cuExternalMemoryGetMappedMipmappedArray
     cuFlushGPUDirectRDMAWrites cuFuncGetName cuFuncGetParamCount cuFuncGetParamInfo cuFuncIsLoaded
-    cuFuncLoad cuFuncSetBlockShape cuFuncSetSharedSize cuGetExportTable cuGraphAddBatchMemOpNode
+    cuFuncLoad cuFuncSetBlockShape cuFuncSetSharedSize cuGraphAddBatchMemOpNode
     cuGraphAddChildGraphNode cuGraphAddDependencies cuGraphAddDependencies_v2
     cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddExternalSemaphoresSignalNode
     cuGraphAddExternalSemaphoresWaitNode cuGraphAddHostNode cuGraphAddMemAllocNode
