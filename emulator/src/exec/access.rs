@@ -263,7 +263,8 @@ impl Core<'_> {
         let addresses = self.addresses(warp, active, *address)?;
         // Taken out so that `self` stays usable; put back at the end, allocated anew after a fault.
         let mut loaded = self.loaded.take().unwrap_or_default();
-        let mut unknown = 0u32;
+        // By destination: lanes whose value is a parameter's padding.
+        let mut unknown = [0u32; 8];
         let touch = if *access == Access::Atomic { Touch::AtomicRead } else { Touch::Read };
         let (mut sectors, mut banks) = (Sectors::default(), None::<Banks>);
         let mut rest = active;
@@ -296,7 +297,7 @@ impl Core<'_> {
                         Some(value) => value,
                         // A parameter's padding may be copied as long as nobody uses it.
                         None if *space == Space::Frame => {
-                            unknown |= 1 << lane;
+                            unknown[k] |= 1 << lane;
                             0
                         }
                         None => {
@@ -338,7 +339,7 @@ impl Core<'_> {
         }
         self.counters.sectors_loaded += sectors.count();
         self.counters.bank_conflicts += banks.map_or(0, |mut banks| banks.conflicts());
-        for (reg, value) in dst.iter().zip(loaded.iter()) {
+        for ((reg, value), unknown) in dst.iter().zip(loaded.iter()).zip(unknown) {
             warp.write(*reg, active, value, unknown);
         }
         self.loaded = Some(loaded);

@@ -8,21 +8,21 @@ use cuda_emulator::{Checked, DeviceMemory, ReadPolicy};
 
 /// A kernel argument.
 #[derive(Debug, Clone, Copy)]
-pub enum Arg {
+pub(crate) enum Arg {
     Ptr(u64),
     U32(u32),
     U64(u64),
     F32(f32),
 }
 
-pub struct Device {
-    pub memory: DeviceMemory,
-    pub module: LoadedModule,
-    pub dynamic_shared: u32,
+pub(crate) struct Device {
+    pub(crate) memory: DeviceMemory,
+    pub(crate) module: LoadedModule,
+    pub(crate) dynamic_shared: u32,
 }
 
 /// Plain data that can be copied to and from a device.
-pub trait Plain: Copy {
+pub(crate) trait Plain: Copy {
     fn bytes(self) -> Vec<u8>;
     fn from_bytes(bytes: &[u8]) -> Self;
 }
@@ -43,7 +43,7 @@ macro_rules! plain {
 plain!(u8, u16, u32, u64, i32, i64, f32, f64);
 
 impl Device {
-    pub fn new(ptx: &str) -> Self {
+    pub(crate) fn new(ptx: &str) -> Self {
         let module = Module::parse(ptx).unwrap_or_else(|error| panic!("{error}"));
         let memory = DeviceMemory::new(4 << 30);
         let module = Arc::new(module).load(&memory).unwrap();
@@ -51,7 +51,7 @@ impl Device {
     }
 
     /// A buffer with contents.
-    pub fn upload<T: Plain>(&self, label: &str, data: &[T]) -> Arg {
+    pub(crate) fn upload<T: Plain>(&self, label: &str, data: &[T]) -> Arg {
         let bytes: Vec<u8> = data.iter().flat_map(|value| value.bytes()).collect();
         let address = self.memory.alloc(bytes.len() as u64, label).unwrap();
         self.memory.copy_in(address, &bytes).unwrap();
@@ -59,12 +59,12 @@ impl Device {
     }
 
     /// A buffer nothing was written to.
-    pub fn alloc<T: Plain>(&self, label: &str, count: usize) -> Arg {
+    pub(crate) fn alloc<T: Plain>(&self, label: &str, count: usize) -> Arg {
         Arg::Ptr(self.memory.alloc((count * size_of::<T>()) as u64, label).unwrap())
     }
 
     /// A buffer's contents; every element must have been written.
-    pub fn download<T: Plain>(&self, buffer: Arg, count: usize) -> Vec<T> {
+    pub(crate) fn download<T: Plain>(&self, buffer: Arg, count: usize) -> Vec<T> {
         let Arg::Ptr(address) = buffer else { panic!("not a buffer") };
         let mut bytes = vec![0u8; count * size_of::<T>()];
         let policy = ReadPolicy::RequireInitialised;
@@ -72,7 +72,7 @@ impl Device {
         bytes.chunks_exact(size_of::<T>()).map(T::from_bytes).collect()
     }
 
-    pub fn launch(
+    pub(crate) fn launch(
         &self,
         kernel: &str,
         grid: [u32; 3],
@@ -104,7 +104,7 @@ impl Device {
     }
 
     /// A launch that must succeed.
-    pub fn run(&self, kernel: &str, grid: u32, block: u32, args: &[Arg]) -> LaunchReport {
+    pub(crate) fn run(&self, kernel: &str, grid: u32, block: u32, args: &[Arg]) -> LaunchReport {
         let options = LaunchOptions::default();
         self.launch(kernel, [grid, 1, 1], [block, 1, 1], args, &options)
             .unwrap_or_else(|finding| panic!("{finding}"))

@@ -17,12 +17,12 @@ type Handle = *mut c_void;
 
 /// A major version of CUDA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cuda {
+pub(crate) enum Cuda {
     V12,
     V13,
 }
 
-pub struct Nvrtc {
+pub(crate) struct Nvrtc {
     library: Library,
     include: PathBuf,
 }
@@ -50,7 +50,7 @@ fn directories() -> Option<&'static Vec<PathBuf>> {
 }
 
 /// NVRTC of a version, or `None` when the tests that need it are to be skipped.
-pub fn nvrtc(version: Cuda) -> Option<&'static Nvrtc> {
+pub(crate) fn nvrtc(version: Cuda) -> Option<&'static Nvrtc> {
     static V12: OnceLock<Option<Nvrtc>> = OnceLock::new();
     static V13: OnceLock<Option<Nvrtc>> = OnceLock::new();
     let (cell, index, file) = match version {
@@ -93,7 +93,7 @@ macro_rules! call {
 
 impl Nvrtc {
     /// PTX of a CUDA C source, with line information; panics with the compiler's log.
-    pub fn compile(&self, name: &str, source: &str, arch: &str, options: &[&str]) -> String {
+    pub(crate) fn compile(&self, name: &str, source: &str, arch: &str, options: &[&str]) -> String {
         let source = CString::new(source).unwrap();
         let name = CString::new(name).unwrap();
         let mut program: Handle = std::ptr::null_mut();
@@ -101,9 +101,20 @@ impl Nvrtc {
         let status = call!(
             self,
             b"nvrtcCreateProgram",
-            (*mut Handle, *const c_char, *const c_char, c_int, *const *const c_char,
-             *const *const c_char),
-            &mut program, source.as_ptr(), name.as_ptr(), 0, null, null
+            (
+                *mut Handle,
+                *const c_char,
+                *const c_char,
+                c_int,
+                *const *const c_char,
+                *const *const c_char
+            ),
+            &mut program,
+            source.as_ptr(),
+            name.as_ptr(),
+            0,
+            null,
+            null
         );
         assert_eq!(status, 0, "nvrtcCreateProgram");
         let mut all = vec![
@@ -119,7 +130,9 @@ impl Nvrtc {
             self,
             b"nvrtcCompileProgram",
             (Handle, c_int, *const *const c_char),
-            program, pointers.len() as c_int, pointers.as_ptr()
+            program,
+            pointers.len() as c_int,
+            pointers.as_ptr()
         );
         if status != 0 {
             let log = self.text(program, b"nvrtcGetProgramLogSize", b"nvrtcGetProgramLog");
@@ -134,8 +147,10 @@ impl Nvrtc {
         let mut bytes = 0usize;
         // SAFETY: signatures of nvrtc.h; the buffer has the size the library asked for.
         unsafe {
-            let get_size: libloading::Symbol<'_, unsafe extern "C" fn(Handle, *mut usize) -> c_int> =
-                self.library.get(size).unwrap();
+            let get_size: libloading::Symbol<
+                '_,
+                unsafe extern "C" fn(Handle, *mut usize) -> c_int,
+            > = self.library.get(size).unwrap();
             assert_eq!(get_size(program, &mut bytes), 0);
             let mut buffer = vec![0u8; bytes + 1];
             let get: libloading::Symbol<'_, unsafe extern "C" fn(Handle, *mut c_char) -> c_int> =
