@@ -1,4 +1,10 @@
 //! cuBLAS and cublasLt products against a naive f64 product, through the C ABI.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::panic,
+    reason = "a test fails by panicking and reports what it measured"
+)]
 #![allow(unsafe_code, reason = "the cuBLAS C API is unsafe")]
 
 mod common;

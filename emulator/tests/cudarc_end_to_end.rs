@@ -1,7 +1,15 @@
 //! A whole cudarc program on the emulator: context, memory, NVRTC, launches, events, a graph.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::panic,
+    reason = "a test fails by panicking and reports what it measured"
+)]
 #![allow(unsafe_code, reason = "launching a kernel is unsafe")]
 
-use cuda_emulator::{Config, Emulator, Log};
+mod common;
+
+use cuda_emulator::Emulator;
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, sys};
 
 const SAXPY: &str = r#"
@@ -11,16 +19,13 @@ extern "C" __global__ void saxpy(float *y, const float *x, float a, unsigned lon
 }
 "#;
 
-fn quiet(seed: u64) -> Config {
-    let mut config = Config::with_seed(seed);
-    config.log = Log::Quiet;
-    config
-}
-
 #[test]
 fn a_program_runs_from_context_to_graph() {
+    if !common::fetch_nvrtc() {
+        return;
+    }
     for seed in 0..3 {
-        let emulator = Emulator::load(quiet(seed)).unwrap();
+        let emulator = Emulator::load(common::config(seed)).unwrap();
         run();
         let counters = emulator.counters().unwrap();
         assert_eq!(counters.total.launches, 4);

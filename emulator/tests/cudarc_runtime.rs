@@ -1,4 +1,10 @@
 //! The driver's behaviour around the work: profiles, faults, sticky errors, counters, waiting.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::panic,
+    reason = "a test fails by panicking and reports what it measured"
+)]
 #![allow(unsafe_code, reason = "the driver API below the safe layer is unsafe")]
 
 mod common;

@@ -3,6 +3,12 @@
 //! A bug must be found under every seed listed for it, or under some seed where it depends on the
 //! order of independent work; its twin must be free of findings and give the same bits under 20
 //! seeds. Sizes are above one warp and one block.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::panic,
+    reason = "a test fails by panicking and reports what it measured"
+)]
 #![allow(unsafe_code, reason = "the bugs are planted below cudarc's safe layer")]
 
 mod common;

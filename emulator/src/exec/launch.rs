@@ -121,6 +121,12 @@ pub struct LaunchReport {
     pub counters: Counters,
     /// Instructions executed whose result is not what the hardware computes bit for bit.
     pub approximate: Vec<String>,
+    /// Global address ranges (start, end) that were read, ascending and apart.
+    #[serde(skip)]
+    pub reads: Vec<(u64, u64)>,
+    /// Global address ranges (start, end) that were written, ascending and apart.
+    #[serde(skip)]
+    pub writes: Vec<(u64, u64)>,
 }
 
 impl Counters {
@@ -148,7 +154,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) memory: &'a DeviceMemory,
     pub(crate) allocations: Vec<Arc<Allocation>>,
     pub(crate) params: &'a LaunchParams<'a>,
-    /// `None` for a single block, which has nobody to race with.
+    /// Who touched which byte: for races between blocks, and for the order against other work.
     pub(crate) shadow: Option<Shadow>,
     pub(crate) threads_per_block: u32,
     pub(crate) seed: u64,
@@ -260,7 +266,7 @@ pub fn launch(
     check(entry, params)?;
     let blocks: u64 = params.grid.iter().map(|extent| u64::from(*extent)).product();
     let allocations = memory.snapshot();
-    let shadow = (blocks > 1).then(|| Shadow::new(allocations.len()));
+    let shadow = Some(Shadow::new(allocations.len()));
     let launch = Launch {
         module,
         entry,
@@ -321,7 +327,13 @@ pub fn launch(
     let (counters, used) = totals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let names = entry.code.approximate.iter().zip(used);
     let approximate = names.filter(|(_, used)| *used).map(|(name, _)| name.clone()).collect();
-    Ok(LaunchReport { counters, approximate })
+    let (reads, writes) = match &launch.shadow {
+        Some(shadow) => {
+            shadow.ranges(launch.allocations.iter().map(|found| (found.base, found.size)))
+        }
+        None => (Vec::new(), Vec::new()),
+    };
+    Ok(LaunchReport { counters, approximate, reads, writes })
 }
 
 #[cfg(test)]

@@ -241,6 +241,65 @@ impl Shadow {
     }
 }
 
+/// Address ranges (start, end), ascending and apart.
+type Ranges = Vec<(u64, u64)>;
+
+fn extend(ranges: &mut Ranges, start: u64, end: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.1 == start => last.1 = end,
+        _ => ranges.push((start, end)),
+    }
+}
+
+/// Adds the bytes of one word that `mask` names.
+fn extend_masked(ranges: &mut Ranges, address: u64, mask: u64, end: u64) {
+    if mask == 0xf && address + 4 <= end {
+        extend(ranges, address, address + 4);
+        return;
+    }
+    for byte in 0..4 {
+        if mask >> byte & 1 == 1 {
+            extend(ranges, address + byte, address + byte + 1);
+        }
+    }
+}
+
+impl Shadow {
+    /// What was read and what was written, given base and size of each allocation. Atomic updates
+    /// are both.
+    pub(crate) fn ranges(&self, allocations: impl Iterator<Item = (u64, u64)>) -> (Ranges, Ranges) {
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+        let split = lock(&self.split);
+        for (index, (base, size)) in allocations.enumerate() {
+            let (plain, atomic) = (self.plain[index].get(), self.atomic[index].get());
+            if plain.is_none() && atomic.is_none() {
+                continue;
+            }
+            for word in 0..size.div_ceil(4) as usize {
+                let record = plain.map_or(0, |cells| cells[word].load(SeqCst));
+                let both = atomic.map_or(0, |cells| cells[word].load(SeqCst) >> 56);
+                if record == 0 && both == 0 {
+                    continue;
+                }
+                let (mut written, mut read) = (record >> 56 & 0xf, record >> 60);
+                if record & ID == SPLIT
+                    && let Some(bytes) = split.get(&(index, word))
+                {
+                    (written, read) = (0, 0);
+                    for (byte, record) in bytes.iter().enumerate() {
+                        written |= u64::from(record.writer != 0) << byte;
+                        read |= u64::from(record.reader != 0) << byte;
+                    }
+                }
+                let at = base + 4 * word as u64;
+                extend_masked(&mut reads, at, read | both, base + size);
+                extend_masked(&mut writes, at, written | both, base + size);
+            }
+        }
+        (reads, writes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,6 +317,18 @@ mod tests {
         assert!(touch(&shadow, 0, 2, 0, Touch::Write));
         assert!(!touch(&shadow, 1, 1, 1, Touch::Read));
         assert!(!touch(&shadow, 0, 4, 2, Touch::Write));
+    }
+
+    #[test]
+    fn ranges_are_exact_to_the_byte() {
+        let shadow = Shadow::new(1);
+        assert!(touch(&shadow, 0, 8, 0, Touch::Write) && touch(&shadow, 8, 4, 1, Touch::Write));
+        assert!(touch(&shadow, 14, 2, 1, Touch::Write) && touch(&shadow, 12, 2, 0, Touch::Write));
+        assert!(touch(&shadow, 20, 2, 0, Touch::Read) && touch(&shadow, 21, 3, 1, Touch::Read));
+        assert!(touch(&shadow, 32, 4, 0, Touch::Atomic));
+        let (reads, writes) = shadow.ranges([(1000, 64)].into_iter());
+        assert_eq!(reads, [(1020, 1024), (1032, 1036)]);
+        assert_eq!(writes, [(1000, 1016), (1032, 1036)]);
     }
 
     #[test]

@@ -231,7 +231,7 @@ impl Runtime {
                 self.counters.total.add(&counted);
                 self.counters.kernels.entry(work.kernel.name.clone()).or_default().add(&counted);
                 self.approximate.extend(report.approximate);
-                self.check_launch_order(task, &[], &[])
+                self.check_launch_order(task, &report.reads, &report.writes)
             }
             Err(finding) => {
                 let class = class_of(finding.kind);

@@ -1,9 +1,28 @@
 //! Running a program under a seed, and checking a planted bug against its repaired twin.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::Command,
+    sync::OnceLock,
+};
 
 use cuda_emulator::{Class, Config, Emulator, Log, Report};
+
+/// Fetches NVRTC into target/ unless it is there; `false` when tests that need it are to be
+/// skipped (`CUDA_EMULATOR_SKIP_NVRTC=1`).
+pub(crate) fn fetch_nvrtc() -> bool {
+    static FETCHED: OnceLock<bool> = OnceLock::new();
+    *FETCHED.get_or_init(|| {
+        if std::env::var_os("CUDA_EMULATOR_SKIP_NVRTC").is_some() {
+            return false;
+        }
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/fetch-nvrtc");
+        let output = Command::new(script).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        true
+    })
+}
 
 /// The seeds a repaired twin runs under.
 pub(crate) const SEEDS: std::ops::Range<u64> = 0..20;
