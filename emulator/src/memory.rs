@@ -15,8 +15,9 @@ use crate::finding::{Checked, Finding, FindingKind};
 const FIRST_ADDRESS: u64 = 0x0000_1000_0000_0000;
 /// What `cuMemAlloc` guarantees is 256; a multiple keeps every allocation's sectors its own.
 const ALIGNMENT: u64 = 512;
-/// Never-allocated bytes behind each allocation.
-const RED_ZONE: u64 = 4096;
+/// Least number of never-allocated bytes behind each allocation. There are at least as many as the
+/// allocation has, so that mixed-up strides do not land in the next one.
+const RED_ZONE: u64 = 1 << 20;
 /// Byte returned for unwritten memory where reading it is allowed: a NaN in f16, bf16, f32 and f64.
 const POISON: u8 = 0xff;
 
@@ -308,7 +309,7 @@ impl DeviceMemory {
         let base = table.next_address;
         let serial = table.next_serial;
         table.next_serial += 1;
-        table.next_address = (base + bytes + RED_ZONE).next_multiple_of(ALIGNMENT);
+        table.next_address = (base + bytes + bytes.max(RED_ZONE)).next_multiple_of(ALIGNMENT);
         table.used += bytes;
         table.peak = table.peak.max(table.used);
         let label = label.to_owned();

@@ -263,8 +263,8 @@ impl Core<'_> {
         let addresses = self.addresses(warp, active, *address)?;
         // Taken out so that `self` stays usable; put back at the end, allocated anew after a fault.
         let mut loaded = self.loaded.take().unwrap_or_default();
-        // By destination: lanes whose value is a parameter's padding.
-        let mut unknown = [0u32; 8];
+        // Unwritten bits of loaded parameters, by destination.
+        let mut padding: Option<Box<[Lanes; 8]>> = None;
         let touch = if *access == Access::Atomic { Touch::AtomicRead } else { Touch::Read };
         let (mut sectors, mut banks) = (Sectors::default(), None::<Banks>);
         let mut rest = active;
@@ -293,18 +293,19 @@ impl Core<'_> {
                             return self.unwritten(lane, offset + step, what);
                         }
                     },
-                    Place::Local(offset) => match warp.local.load(l, offset + step, element) {
-                        Some(value) => value,
+                    Place::Local(offset) => {
+                        let (value, written) = warp.local.load(l, offset + step, element);
+                        let missing = !written & ((1 << element) - 1);
                         // A parameter's padding may be copied as long as nobody uses it.
-                        None if *space == Space::Frame => {
-                            unknown[k] |= 1 << lane;
-                            0
-                        }
-                        None => {
-                            let what = format!("byte {} of local memory", offset + step);
+                        if missing != 0 && *space == Space::Frame {
+                            padding.get_or_insert_default()[k][l] = spread(missing);
+                        } else if missing != 0 {
+                            let first = offset + step + u64::from(missing.trailing_zeros());
+                            let what = format!("byte {first} of local memory");
                             return self.unwritten(lane, offset + step, what);
                         }
-                    },
+                        value
+                    }
                     Place::Param(offset) => {
                         let at = (offset + step) as usize;
                         let mut value = [0u8; 8];
@@ -339,8 +340,11 @@ impl Core<'_> {
         }
         self.counters.sectors_loaded += sectors.count();
         self.counters.bank_conflicts += banks.map_or(0, |mut banks| banks.conflicts());
-        for ((reg, value), unknown) in dst.iter().zip(loaded.iter()).zip(unknown) {
-            warp.write(*reg, active, value, unknown);
+        for (k, (reg, value)) in dst.iter().zip(loaded.iter()).enumerate() {
+            match &padding {
+                Some(bits) => warp.write_partial(*reg, active, value, &bits[k]),
+                None => warp.write(*reg, active, value, 0),
+            }
         }
         self.loaded = Some(loaded);
         Ok(())
@@ -363,9 +367,17 @@ impl Core<'_> {
         let (mut sectors, mut banks) = (Sectors::default(), None::<Banks>);
         for (k, value) in src.iter().enumerate() {
             let unknown = undefined(warp, *value) & active;
-            if unknown != 0 && *space != Space::Frame {
-                let message = "a value that was never computed is stored";
-                return fault(unknown, Finding::new(FindingKind::UndefinedStore, message));
+            // Bytes of the element that are computed in full, by lane, when not all are.
+            let partial = (unknown != 0).then(|| defined_bytes(warp, *value, element));
+            if let Some(defined) = &partial
+                && *space != Space::Frame
+            {
+                let nothing = |lane: &u32| unknown >> lane & 1 == 1 && defined[*lane as usize] == 0;
+                if let Some(lane) = (0..32).find(nothing) {
+                    let message = "a value that was never computed is stored";
+                    let finding = Finding::new(FindingKind::UndefinedStore, message);
+                    return fault(1 << lane, finding);
+                }
             }
             let values = self.operands().value(warp, *value);
             let step = k as u64 * u64::from(element);
@@ -375,6 +387,8 @@ impl Core<'_> {
                 rest &= rest - 1;
                 let l = lane as usize;
                 let place = self.place(warp, lane, addresses[l], intent)?;
+                let all = (1u32 << element) - 1;
+                let defined = partial.as_ref().map_or(all, |defined| defined[l]);
                 match place {
                     Place::Global(index, offset) => {
                         if k == 0 {
@@ -383,7 +397,11 @@ impl Core<'_> {
                             sectors.add(addresses[l], total);
                             self.counters.global_bytes_stored += u64::from(total);
                         }
-                        self.launch.allocations[index].store(offset + step, element, values[l]);
+                        let allocation = &self.launch.allocations[index];
+                        for (at, bytes, value) in pieces(offset + step, element, values[l], defined)
+                        {
+                            allocation.store(at, bytes, value);
+                        }
                     }
                     Place::Shared(offset) => {
                         if k == 0 {
@@ -394,12 +412,13 @@ impl Core<'_> {
                             })?;
                             banks.get_or_insert_default().add(offset, total);
                         }
-                        self.shared.store(offset + step, element, values[l]);
+                        for (at, bytes, value) in pieces(offset + step, element, values[l], defined)
+                        {
+                            self.shared.store(at, bytes, value);
+                        }
                     }
                     Place::Local(offset) => {
-                        let defined = unknown >> lane & 1 == 0;
-                        let value = defined.then_some(values[l]);
-                        warp.local.store(l, offset + step, element, value);
+                        warp.local.store(l, offset + step, element, values[l], defined);
                     }
                     Place::Param(_) => {}
                 }
@@ -454,9 +473,10 @@ impl Core<'_> {
                     (old.unwrap_or(0), old.is_some())
                 }
                 Place::Local(offset) => {
-                    let old = warp.local.load(l, offset, bytes);
-                    warp.local.store(l, offset, bytes, Some(apply(old.unwrap_or(0))));
-                    (old.unwrap_or(0), old.is_some())
+                    let (old, written) = warp.local.load(l, offset, bytes);
+                    let all = (1 << bytes) - 1;
+                    warp.local.store(l, offset, bytes, apply(old), all);
+                    (old, written == all)
                 }
                 Place::Param(_) => (0, true),
             };
@@ -476,6 +496,35 @@ impl Core<'_> {
     fn operand_of(&self, warp: &Warp, src: Src) -> Lanes {
         self.operands().value(warp, src)
     }
+}
+
+/// A byte mask spread over a value: bit `i` becomes byte `i`.
+fn spread(bytes: u32) -> u64 {
+    (0..8).filter(|i| bytes >> i & 1 == 1).fold(0, |bits, i| bits | 0xff << (8 * i))
+}
+
+/// For each lane, the bytes of a stored element all of whose bits were computed.
+#[cold]
+fn defined_bytes(warp: &Warp, src: Src, bytes: u32) -> [u32; 32] {
+    let Src::Reg(reg) = src else { return [u32::MAX; 32] };
+    warp.undefined_bits(reg).map(|bits| {
+        let defined = |i: &u32| bits >> (8 * i) & 0xff == 0;
+        (0..bytes).filter(defined).fold(0, |mask, i| mask | 1 << i)
+    })
+}
+
+/// A store cut into what is defined of it: one piece in the usual case, else single bytes.
+fn pieces(
+    offset: u64,
+    bytes: u32,
+    value: u64,
+    defined: u32,
+) -> impl Iterator<Item = (u64, u32, u64)> {
+    let whole = defined == (1 << bytes) - 1;
+    let count = if whole { 1 } else { bytes };
+    (0..count)
+        .filter(move |i| whole || defined >> i & 1 == 1)
+        .map(move |i| (offset + u64::from(i), if whole { bytes } else { 1 }, value >> (8 * i)))
 }
 
 /// The value an atomic leaves.

@@ -117,8 +117,14 @@ impl Core<'_> {
             return Ok(Outcome::Continue);
         }
         match &instr.op {
-            Op::Alu { function, dst, results, src, flops, approximate } => {
-                self.alu(warp, active, function, &dst[..usize::from(*results)], src);
+            Op::Alu { function, dst, results, src, flops, approximate, bitwise } => {
+                let dst = &dst[..usize::from(*results)];
+                let unknown = src.iter().fold(0, |lanes, src| lanes | undefined(warp, *src));
+                if unknown & active != 0 && *bitwise {
+                    self.alu_by_bit(warp, active, function, dst, src);
+                } else {
+                    self.alu(warp, active, function, dst, src);
+                }
                 self.counters.flops += u64::from(*flops) * u64::from(active.count_ones());
                 if *approximate > 0 {
                     self.approximate[usize::from(*approximate) - 1] = true;
@@ -210,6 +216,58 @@ impl Core<'_> {
             }
         }
         warp.write(dst[0], active, &out, unknown);
+    }
+
+    /// An instruction that moves bits around, some of which were never computed: the result's
+    /// undefined bits are those that change with them. Compilers build words from padding and pick
+    /// the meaningful bytes out again; only byte-precise tracking tells that from a bug.
+    #[cold]
+    fn alu_by_bit(
+        &mut self,
+        warp: &mut Warp,
+        active: u32,
+        function: &Function,
+        dst: &[u32],
+        src: &[Src; 4],
+    ) {
+        let operands = self.operands();
+        let values = src.map(|src| operands.value(warp, src));
+        let unknown = src.map(|src| match src {
+            Src::Reg(reg) => warp.undefined_bits(reg),
+            _ => [0; 32],
+        });
+        let mut first = [[0; 32]; 4];
+        let mut changed: [Lanes; 4] = [[0; 32]; 4];
+        // Every combination of zeros and ones in the undefined bits of three operands.
+        for trial in 0..8u32 {
+            let mut inputs = values;
+            for (i, input) in inputs.iter_mut().enumerate() {
+                let ones = trial >> (i % 3) & 1 == 1;
+                for (lane, value) in input.iter_mut().enumerate() {
+                    let bits = unknown[i][lane];
+                    *value = if ones { *value | bits } else { *value & !bits };
+                }
+            }
+            let mut outs = [[0; 32]; 4];
+            match function {
+                Function::One(f) => f(&inputs[0], &mut outs[0]),
+                Function::Two(f) => f(&inputs[0], &inputs[1], &mut outs[0]),
+                Function::Three(f) => f(&inputs[0], &inputs[1], &inputs[2], &mut outs[0]),
+                Function::Many(f) => f(&inputs, &mut outs),
+                Function::Select => {}
+            }
+            if trial == 0 {
+                first = outs;
+            }
+            for (changed, (out, first)) in changed.iter_mut().zip(outs.iter().zip(&first)) {
+                for lane in 0..32 {
+                    changed[lane] |= out[lane] ^ first[lane];
+                }
+            }
+        }
+        for (reg, (value, bits)) in dst.iter().zip(first.iter().zip(&changed)) {
+            warp.write_partial(*reg, active, value, bits);
+        }
     }
 
     fn branch_indexed(

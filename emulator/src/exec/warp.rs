@@ -1,5 +1,7 @@
 //! The state of one warp: registers, local memory, and the fragments it has diverged into.
 
+use std::collections::HashMap;
+
 use super::alu::Lanes;
 use crate::ptx::ir::{Reg, SINK};
 
@@ -31,8 +33,10 @@ pub(crate) struct Warp {
     pub(crate) live: u32,
     pub(crate) fragments: Vec<Fragment>,
     pub(crate) regs: Vec<Lanes>,
-    /// For each register, the lanes in which it was never written.
+    /// For each register, the lanes in which some of its bits were never computed.
     pub(crate) undefined: Vec<u32>,
+    /// Which bits, for the lanes flagged in `undefined`; all of them where there is no entry.
+    bits: HashMap<Reg, Box<Lanes>>,
     pub(crate) tid: [Lanes; 3],
     pub(crate) local: Local,
     /// The allocation accessed last; a guess for the next access.
@@ -48,25 +52,23 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// Reads up to 8 bytes in bounds; `None` if one was never written.
-    pub(crate) fn load(&self, lane: usize, offset: u64, bytes: u32) -> Option<u64> {
+    /// Reads up to 8 bytes in bounds, and the mask of bytes that were written.
+    pub(crate) fn load(&self, lane: usize, offset: u64, bytes: u32) -> (u64, u32) {
         let start = lane * self.bytes + offset as usize;
-        let range = start..start + bytes as usize;
-        if !self.written[range.clone()].iter().all(|written| *written) {
-            return None;
+        let (mut value, mut written) = (0u64, 0u32);
+        for i in 0..bytes as usize {
+            value |= u64::from(self.data[start + i]) << (8 * i);
+            written |= u32::from(self.written[start + i]) << i;
         }
-        let mut value = [0u8; 8];
-        value[..bytes as usize].copy_from_slice(&self.data[range]);
-        Some(u64::from_le_bytes(value))
+        (value, written)
     }
 
-    /// Writes up to 8 bytes in bounds.
-    pub(crate) fn store(&mut self, lane: usize, offset: u64, bytes: u32, value: Option<u64>) {
+    /// Writes up to 8 bytes in bounds; those not in `defined` become unwritten.
+    pub(crate) fn store(&mut self, lane: usize, offset: u64, bytes: u32, value: u64, defined: u32) {
         let start = lane * self.bytes + offset as usize;
-        let range = start..start + bytes as usize;
-        self.written[range.clone()].fill(value.is_some());
-        if let Some(value) = value {
-            self.data[range].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+        for i in 0..bytes as usize {
+            self.data[start + i] = (value >> (8 * i)) as u8;
+            self.written[start + i] = defined >> i & 1 == 1;
         }
     }
 }
@@ -90,6 +92,7 @@ impl Warp {
             fragments: Vec::new(),
             regs: vec![[0; 32]; registers],
             undefined: vec![u32::MAX; registers],
+            bits: HashMap::new(),
             tid,
             local: Local {
                 bytes: local_bytes,
@@ -106,6 +109,7 @@ impl Warp {
         self.fragments.clear();
         self.fragments.push(Fragment { pc: 0, mask: self.launched, wait: Wait::None });
         self.undefined.fill(u32::MAX);
+        self.bits.clear();
         self.local.written.fill(false);
     }
 
@@ -127,6 +131,43 @@ impl Warp {
         }
         let flags = &mut self.undefined[reg as usize];
         *flags = *flags & !mask | undefined & mask;
+        if undefined & mask != 0 {
+            self.set_bits(reg, undefined & mask, &[u64::MAX; 32]);
+        }
+    }
+
+    /// Writes a register some of whose bits were never computed.
+    #[cold]
+    pub(crate) fn write_partial(&mut self, reg: Reg, mask: u32, value: &Lanes, bits: &Lanes) {
+        if reg == SINK {
+            return;
+        }
+        let some = |lane: &usize| mask >> lane & 1 == 1 && bits[*lane] != 0;
+        let flags = (0..32).filter(some).fold(0u32, |flags, lane| flags | 1 << lane);
+        self.write(reg, mask, value, flags);
+        if flags != 0 {
+            self.set_bits(reg, flags, bits);
+        }
+    }
+
+    #[cold]
+    fn set_bits(&mut self, reg: Reg, lanes: u32, bits: &Lanes) {
+        let entry = self.bits.entry(reg).or_insert_with(|| Box::new([u64::MAX; 32]));
+        for (lane, slot) in entry.iter_mut().enumerate() {
+            if lanes >> lane & 1 == 1 {
+                *slot = bits[lane];
+            }
+        }
+    }
+
+    /// The bits of a register that were never computed, by lane.
+    pub(crate) fn undefined_bits(&self, reg: Reg) -> Lanes {
+        let flags = self.undefined[reg as usize];
+        let entry = self.bits.get(&reg);
+        std::array::from_fn(|lane| {
+            let bits = entry.map_or(u64::MAX, |bits| bits[lane]);
+            if flags >> lane & 1 == 1 { bits } else { 0 }
+        })
     }
 
     /// Joins fragments that can run and are at the same instruction, also those that wait there

@@ -150,7 +150,15 @@ impl<'a> Lowerer<'a> {
         let results = dst.len() as u8;
         self.simple(
             guard,
-            Op::Alu { function, dst: op_dst, results, src: op_src, flops: 0, approximate: 0 },
+            Op::Alu {
+                function,
+                dst: op_dst,
+                results,
+                src: op_src,
+                flops: 0,
+                approximate: 0,
+                bitwise: true,
+            },
         )
     }
 
@@ -218,9 +226,9 @@ impl<'a> Lowerer<'a> {
         } else {
             0
         };
-        let (function, flops) = (meaning.function, meaning.flops);
+        let (function, flops, bitwise) = (meaning.function, meaning.flops, meaning.bitwise);
         let results = results as u8;
-        self.simple(guard, Op::Alu { function, dst, results, src, flops, approximate })
+        self.simple(guard, Op::Alu { function, dst, results, src, flops, approximate, bitwise })
     }
 
     /// `mov` between a register and the elements of a vector.

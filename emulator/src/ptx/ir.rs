@@ -162,6 +162,8 @@ pub(crate) enum Op {
         flops: u8,
         /// 1 + index into [`Code::approximate`], or 0.
         approximate: u16,
+        /// Whether it only moves bits, so that undefined ones can be followed singly.
+        bitwise: bool,
     },
     Load {
         space: Space,

@@ -9,9 +9,12 @@ use super::module::LoadError;
 use super::syntax::{Declaration, Function, Instruction, Literal, Operand, Source, Statement};
 use crate::exec::alu::{Format, Kind, Rounding, Ty, narrow};
 
-/// Bytes left between shared arrays, so that running over the end of one is not the next one's
-/// data. A multiple of the bank row, so that bank conflicts come out as if there were no gap.
-const SHARED_GAP: u32 = 128;
+/// Least number of bytes between shared arrays, so that running over the end of one is not the next
+/// one's data; there are at least as many as the array has. A multiple of the bank row, so that bank
+/// conflicts come out as if there were no gap.
+const SHARED_GAP: u32 = 1024;
+/// Largest shared array or local variable; a device allows 512 KiB of local memory per thread.
+const MAX_VARIABLE: u32 = 1 << 20;
 /// Deepest nesting of device functions; deeper is recursion.
 const MAX_DEPTH: usize = 64;
 /// Largest expansion; calls are copied into their callers.
@@ -175,7 +178,7 @@ impl<'a> Lowerer<'a> {
     fn variable(&mut self, declaration: &Declaration<'a>) -> Lowered<()> {
         self.line = declaration.line;
         let bytes = declaration.count.unwrap_or(0).saturating_mul(u64::from(declaration.element));
-        let Ok(bytes) = u32::try_from(bytes) else {
+        let Some(bytes) = u32::try_from(bytes).ok().filter(|bytes| *bytes <= MAX_VARIABLE) else {
             return self.error("the variable is too large");
         };
         let binding = match declaration.space {
@@ -212,8 +215,8 @@ impl<'a> Lowerer<'a> {
         let offset = self.code.shared_window.next_multiple_of(align);
         let name = declaration.name.to_owned();
         self.code.shared.push(SharedArray { name, offset, bytes, dynamic });
-        let gap = if dynamic { DYNAMIC_SPAN } else { bytes + SHARED_GAP };
-        self.code.shared_window = (offset + gap).next_multiple_of(SHARED_GAP);
+        let gap = if dynamic { DYNAMIC_SPAN } else { bytes.saturating_add(bytes.max(SHARED_GAP)) };
+        self.code.shared_window = offset.saturating_add(gap) / SHARED_GAP * SHARED_GAP + SHARED_GAP;
         offset
     }
 
@@ -349,7 +352,8 @@ impl<'a> Lowerer<'a> {
         let source = self.source;
         let shared = source.variables.iter().find(|v| v.space == ".shared" && v.name == name)?;
         let bytes = shared.count.unwrap_or(0).saturating_mul(u64::from(shared.element));
-        Some(Binding::Shared(self.shared_array(shared, u32::try_from(bytes).ok()?)))
+        let bytes = u32::try_from(bytes).ok().filter(|bytes| *bytes <= MAX_VARIABLE)?;
+        Some(Binding::Shared(self.shared_array(shared, bytes)))
     }
 
     /// What a name means as a value or as the base of an address.

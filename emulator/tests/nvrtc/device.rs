@@ -1,5 +1,7 @@
 //! A device for tests: memory, a compiled module, typed buffers, launches.
 
+#![allow(dead_code, reason = "each test binary uses its part of this module")]
+
 use std::sync::Arc;
 
 use cuda_emulator::exec::{DeviceLimits, LaunchOptions, LaunchParams, LaunchReport, launch};

@@ -102,6 +102,8 @@ pub(crate) struct Meaning {
     /// Whether the carry flag is read as an additional operand, and written as one more result.
     pub(crate) carry_in: bool,
     pub(crate) carry_out: bool,
+    /// Whether it only moves bits.
+    pub(crate) bitwise: bool,
 }
 
 impl Meaning {
@@ -114,6 +116,7 @@ impl Meaning {
             literal,
             carry_in: false,
             carry_out: false,
+            bitwise: false,
         }
     }
 
@@ -171,6 +174,18 @@ impl<'a> Opcode<'a> {
 
 /// What the opcode computes; `None` when no register-to-register instruction is known by it.
 pub(crate) fn meaning(opcode: &Opcode<'_>) -> Option<Meaning> {
+    let mut meaning = lookup(opcode)?;
+    let whole = |n| opcode.ty(n).is_some_and(|ty| !ty.is_float());
+    meaning.bitwise = match opcode.base {
+        "mov" | "and" | "or" | "xor" | "not" | "shl" | "shr" | "shf" | "prmt" | "bfe" | "bfi"
+        | "lop3" => whole(0) || opcode.base == "mov",
+        "cvt" => whole(0) && whole(1) && !opcode.has("sat"),
+        _ => false,
+    };
+    Some(meaning)
+}
+
+fn lookup(opcode: &Opcode<'_>) -> Option<Meaning> {
     let float = opcode.ty(0).is_some_and(|ty| matches!(ty.kind, Kind::Float(_)));
     match opcode.base {
         "cvt" => convert::cvt(opcode),
