@@ -23,3 +23,8 @@ pub use runtime::{
     profile::DeviceProfile,
     report::{Class, Report},
 };
+
+/// The README's examples, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
