@@ -364,7 +364,7 @@ fn cases() -> Vec<Case> {
                 let y = d.alloc::<f32>("y", 32);
                 (vec![y, Arg::U32(100)], y)
             },
-            || (0..32).map(|i| f32::from_bits((100 - i).div_ceil(2))).collect(),
+            || (0..32).map(|i| f32::from_bits((100u32 - i).div_ceil(2))).collect(),
         ),
         case("checked_input", Trap, 2, 64, Some(0), |d, _| in_out(d, 128, 128, &[]), || ramp(128)),
     ]
