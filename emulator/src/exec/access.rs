@@ -51,7 +51,8 @@ impl Core<'_> {
     #[inline]
     fn place(&self, warp: &mut Warp, lane: u32, address: u64, intent: Intent) -> Step<Place> {
         let bytes = u64::from(intent.bytes);
-        if !address.is_multiple_of(bytes) {
+        // Elements and vector lengths are powers of two.
+        if address & (bytes - 1) != 0 {
             let message = format!(
                 "{} of {bytes} bytes at an address that is {} past a multiple of {bytes}",
                 intent.verb,

@@ -189,26 +189,27 @@ impl<'a> Block<'a> {
         let mut runnable = Vec::new();
         for id in 0..BARRIERS {
             let barrier = &self.core.barriers[id];
-            let complete_warp =
-                |(i, lanes): (usize, &u32)| *lanes != 0 && *lanes == self.warps[i].live;
-            let arrived = barrier.arrived.iter().enumerate();
-            if arrived.clone().all(|(_, lanes)| *lanes == 0) {
+            if barrier.arrived.iter().all(|lanes| *lanes == 0) {
                 continue;
             }
-            let partial =
-                arrived.clone().any(|(i, lanes)| *lanes != 0 && *lanes != self.warps[i].live);
-            let warps = arrived.clone().filter(|entry| complete_warp(*entry)).count() as u32;
+            // Threads that exited cannot arrive any more; they do not hold the others up, but are
+            // reported below. A thread that arrived without waiting may have exited since.
+            let missing = |warp: &Warp| warp.live & !barrier.arrived[warp.index];
+            let takes_part = |warp: &&Warp| barrier.arrived[warp.index] != 0;
             let done = match barrier.threads {
-                Some(threads) => !partial && warps * 32 >= threads,
-                None => !partial && arrived.clone().all(|(i, lanes)| *lanes == self.warps[i].live),
+                Some(threads) => {
+                    let warps = self.warps.iter().filter(takes_part);
+                    warps.clone().all(|warp| missing(warp) == 0)
+                        && warps.count() as u32 * 32 >= threads
+                }
+                None => self.warps.iter().all(|warp| missing(warp) == 0),
             };
             if !done {
                 continue;
             }
             if let Some(warp) = self.warps.iter().find(|warp| {
-                let lanes = self.core.barriers[id].arrived[warp.index];
-                let exited = warp.launched & !warp.live;
-                exited != 0 && (self.core.barriers[id].threads.is_none() || lanes != 0)
+                let exited = warp.launched & !warp.live & !barrier.arrived[warp.index];
+                exited != 0 && (barrier.threads.is_none() || takes_part(warp))
             }) {
                 return Err(self.exited_before_barrier(id as u32, warp));
             }
@@ -251,7 +252,8 @@ impl<'a> Block<'a> {
     }
 
     fn exited_before_barrier(&self, id: u32, warp: &Warp) -> Box<Finding> {
-        let lane = (warp.launched & !warp.live).trailing_zeros();
+        let arrived = self.core.barriers[id as usize].arrived[warp.index];
+        let lane = (warp.launched & !warp.live & !arrived).trailing_zeros() & 31;
         let waiting = self.warps.iter().find_map(|other| {
             let at = |f: &&Fragment| f.wait == Wait::Barrier(id);
             other.fragments.iter().find(at).map(|f| (other, *f))

@@ -42,8 +42,9 @@ pub(crate) struct Accessor {
 #[derive(Debug)]
 pub(crate) struct SharedMemory {
     pub(crate) extents: Vec<Extent>,
-    data: Vec<u8>,
-    written: Vec<bool>,
+    words: Vec<u32>,
+    /// For each word, the bytes that were written.
+    written: Vec<u8>,
     cells: Vec<Cell>,
 }
 
@@ -58,15 +59,16 @@ impl SharedMemory {
         let end = extents.iter().map(|extent| extent.end as usize).max().unwrap_or(0);
         let end = end.next_multiple_of(16);
         let cells = (0..end / 4).map(|_| Cell::default()).collect();
-        Self { extents, data: vec![0; end], written: vec![false; end], cells }
+        Self { extents, words: vec![0; end / 4], written: vec![0; end / 4], cells }
     }
 
     /// Forgets everything, for the next block.
     pub(crate) fn reset(&mut self) {
         for extent in &self.extents {
-            let (start, end) = (extent.start as usize, extent.end as usize);
-            self.written[start..end].fill(false);
-            for cell in &mut self.cells[start / 4..end.div_ceil(4)] {
+            // Arrays start at multiples of 16, so no word belongs to two.
+            let words = extent.start as usize / 4..(extent.end as usize).div_ceil(4);
+            self.written[words.clone()].fill(0);
+            for cell in &mut self.cells[words] {
                 cell.writes.clear();
                 cell.reads.clear();
             }
@@ -81,22 +83,45 @@ impl SharedMemory {
         })
     }
 
-    /// Reads up to 8 bytes in bounds; `None` if one was never written.
+    /// Reads up to 8 naturally aligned bytes in bounds; `None` if one was never written.
     pub(crate) fn load(&self, offset: u64, bytes: u32) -> Option<u64> {
-        let range = offset as usize..offset as usize + bytes as usize;
-        if !self.written[range.clone()].iter().all(|written| *written) {
-            return None;
+        let word = offset as usize / 4;
+        match bytes {
+            4 => (self.written[word] == 0xf).then(|| u64::from(self.words[word])),
+            8 => {
+                let known = self.written[word] & self.written[word + 1] == 0xf;
+                let (low, high) = (self.words[word], self.words[word + 1]);
+                known.then(|| u64::from(low) | u64::from(high) << 32)
+            }
+            _ => {
+                let shift = offset as u32 % 4;
+                let mask = (1u8 << bytes) - 1;
+                let known = self.written[word] >> shift & mask == mask;
+                let keep = (1u32 << (8 * bytes)) - 1;
+                known.then(|| u64::from(self.words[word] >> (8 * shift) & keep))
+            }
         }
-        let mut value = [0u8; 8];
-        value[..bytes as usize].copy_from_slice(&self.data[range]);
-        Some(u64::from_le_bytes(value))
     }
 
-    /// Writes up to 8 bytes in bounds.
+    /// Writes up to 8 naturally aligned bytes in bounds.
     pub(crate) fn store(&mut self, offset: u64, bytes: u32, value: u64) {
-        let range = offset as usize..offset as usize + bytes as usize;
-        self.data[range.clone()].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
-        self.written[range].fill(true);
+        let word = offset as usize / 4;
+        match bytes {
+            4 => {
+                self.words[word] = value as u32;
+                self.written[word] = 0xf;
+            }
+            8 => {
+                (self.words[word], self.words[word + 1]) = (value as u32, (value >> 32) as u32);
+                (self.written[word], self.written[word + 1]) = (0xf, 0xf);
+            }
+            _ => {
+                let shift = offset as u32 % 4;
+                let keep = ((1u32 << (8 * bytes)) - 1) << (8 * shift);
+                self.words[word] = self.words[word] & !keep | (value as u32) << (8 * shift) & keep;
+                self.written[word] |= ((1u8 << bytes) - 1) << shift;
+            }
+        }
     }
 
     /// Records a read; `Err` with the write it races with.

@@ -169,7 +169,8 @@ impl<'a> Lowerer<'a> {
         opcode: &Opcode<'_>,
         instruction: &Instruction<'a>,
     ) -> Lowered<()> {
-        let Some(meaning) = alu::meaning(opcode) else {
+        let pair = matches!(instruction.operands.first(), Some(Operand::Pair(..)));
+        let Some(meaning) = alu::meaning(opcode, pair) else {
             return self.error(format!("instruction `{}` is not known", instruction.opcode));
         };
         let [first, rest @ ..] = instruction.operands.as_slice() else {
@@ -194,6 +195,9 @@ impl<'a> Lowerer<'a> {
                 meaning.sources,
                 rest.len()
             ));
+        }
+        if pair && !matches!(meaning.function, Function::Many(_)) {
+            return self.error("this instruction has one destination");
         }
         let mut src = [Src::Imm(0); 4];
         for (slot, operand) in src.iter_mut().zip(rest) {

@@ -1,5 +1,6 @@
 //! PTX text to a module: entries, module variables and, for each entry, resolved instructions.
 
+pub mod capabilities;
 mod instructions;
 pub(crate) mod ir;
 mod lexer;

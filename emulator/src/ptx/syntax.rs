@@ -515,6 +515,11 @@ impl<'a> Parser<'a> {
     fn offset(&mut self) -> Parsed<i64> {
         let mut total = 0i128;
         loop {
+            let sign = self.peek() == Some(&Token::Punct(b'+'));
+            let next = self.tokens.get(self.at + 1).map(|spanned| &spanned.token);
+            if sign && matches!(next, Some(Token::Word(_))) {
+                return self.error("an address with two registers is not modelled");
+            }
             if self.accept(b'+') {
                 total += self.integer()?;
             } else if self.accept(b'-') {

@@ -81,12 +81,14 @@ fn parts(opcode: &Opcode<'_>, ty: Ty) -> Option<(String, Combine, bool)> {
 }
 
 /// `setp`: predicate results, the second the comparison's complement (for pairs: the high half).
-pub(crate) fn setp(opcode: &Opcode<'_>) -> Option<Meaning> {
+pub(crate) fn setp(opcode: &Opcode<'_>, pair: bool) -> Option<Meaning> {
     let ty = opcode.ty(0)?;
     let (name, combine, boolean) = parts(opcode, ty)?;
     let test = comparison(&name, ty, opcode.has("ftz"))?;
     let function = if ty.packed {
         many(move |[a, b, ..]| [u64::from(test(a, b)), u64::from(test(a >> 16, b >> 16)), 0, 0])
+    } else if !boolean && !pair {
+        super::two(move |a, b| u64::from(test(a, b)))
     } else {
         many(move |[a, b, c, _]| {
             let (result, c) = (test(a, b), c & 1 != 0);

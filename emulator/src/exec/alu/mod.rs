@@ -173,8 +173,9 @@ impl<'a> Opcode<'a> {
 }
 
 /// What the opcode computes; `None` when no register-to-register instruction is known by it.
-pub(crate) fn meaning(opcode: &Opcode<'_>) -> Option<Meaning> {
-    let mut meaning = lookup(opcode)?;
+/// `pair` says that it has two destinations.
+pub(crate) fn meaning(opcode: &Opcode<'_>, pair: bool) -> Option<Meaning> {
+    let mut meaning = lookup(opcode, pair)?;
     let whole = |n| opcode.ty(n).is_some_and(|ty| !ty.is_float());
     meaning.bitwise = match opcode.base {
         "mov" | "and" | "or" | "xor" | "not" | "shl" | "shr" | "shf" | "prmt" | "bfe" | "bfi"
@@ -185,11 +186,11 @@ pub(crate) fn meaning(opcode: &Opcode<'_>) -> Option<Meaning> {
     Some(meaning)
 }
 
-fn lookup(opcode: &Opcode<'_>) -> Option<Meaning> {
+fn lookup(opcode: &Opcode<'_>, pair: bool) -> Option<Meaning> {
     let float = opcode.ty(0).is_some_and(|ty| matches!(ty.kind, Kind::Float(_)));
     match opcode.base {
         "cvt" => convert::cvt(opcode),
-        "setp" => compare::setp(opcode),
+        "setp" => compare::setp(opcode, pair),
         "set" => compare::set(opcode),
         "selp" | "slct" => compare::select(opcode),
         "testp" => compare::testp(opcode),
