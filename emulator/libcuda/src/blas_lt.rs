@@ -116,10 +116,10 @@ blas_entries! {
             return Err(INVALID);
         }
         rt(|rt| rt.lt_workspace_limit(preference))?;
-        match rt(|rt| rt.lt_heuristic(handle, desc, [a, b, c, d])) {
+        match rt(|rt| rt.lt_heuristic(handle, desc, [a, b, c, d], preference)) {
             Ok(algorithm) => {
                 let mut words = [0; 8];
-                words[0] = algorithm;
+                words[..2].copy_from_slice(&algorithm);
                 give(results, Heuristic { algorithm: words, workspace: 0, state: 0, waves: 1.0, reserved: [0; 4] })?;
                 give(found, 1)
             }
@@ -129,7 +129,7 @@ blas_entries! {
             }
         }
     }
-    cuda_emulator_cublasLtMatmul(handle: u64, desc: u64, alpha: u64, a: u64, a_layout: u64, b: u64, b_layout: u64, beta: u64, c: u64, c_layout: u64, d: u64, d_layout: u64, algorithm: In<u64>, workspace: u64, bytes: usize, stream: u64) {
+    cuda_emulator_cublasLtMatmul(handle: u64, desc: u64, alpha: u64, a: u64, a_layout: u64, b: u64, b_layout: u64, beta: u64, c: u64, c_layout: u64, d: u64, d_layout: u64, algorithm: In<[u64; 2]>, workspace: u64, bytes: usize, stream: u64) {
         let call = Matmul {
             handle,
             desc,

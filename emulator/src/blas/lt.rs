@@ -66,8 +66,8 @@ pub struct Matmul {
     pub addresses: [u64; 4],
     /// Layouts of A, B, C and D.
     pub layouts: [u64; 4],
-    /// First word of the algorithm, if one was given.
-    pub algorithm: Option<u64>,
+    /// The algorithm's mark and the alignments it was chosen for, if one was given.
+    pub algorithm: Option<[u64; 2]>,
     /// Address and size of the workspace.
     pub workspace: (u64, u64),
     /// The stream.
@@ -76,6 +76,8 @@ pub struct Matmul {
 
 /// Marks an algorithm that came from our heuristic.
 const ALGORITHM: u64 = 0x4D55_4F4E_0000_0001;
+/// `CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES`; B, C and D follow. The default is 256.
+const MIN_ALIGNMENT_A: i32 = 5;
 
 /// A matrix layout, decoded.
 #[derive(Clone, Copy, Debug)]
@@ -296,10 +298,38 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Runtime::lt_matmul`].
-    pub fn lt_heuristic(&mut self, handle: u64, desc: u64, layouts: [u64; 4]) -> BlasOutcome<u64> {
+    pub fn lt_heuristic(
+        &mut self,
+        handle: u64,
+        desc: u64,
+        layouts: [u64; 4],
+        preference: u64,
+    ) -> BlasOutcome<[u64; 2]> {
         self.lt_object(LtAttribute::Handle, handle, "cublasLtMatmulAlgoGetHeuristic")?;
         self.lt_group(desc, layouts)?;
-        Ok(ALGORITHM)
+        let mut alignments = 0;
+        for index in 0..4 {
+            let attribute = MIN_ALIGNMENT_A + index;
+            let bytes = self.lt_number(LtAttribute::Preference, preference, attribute, 256)?;
+            alignments |= (bytes as u64 & 0xFFFF) << (16 * index);
+        }
+        Ok([ALGORITHM, alignments])
+    }
+
+    /// Checks the addresses of a matmul against what its algorithm was chosen for.
+    fn check_alignment(&mut self, addresses: [u64; 4], alignments: u64) -> BlasOutcome<()> {
+        let names = ["A", "B", "C", "D"];
+        for (index, (address, what)) in addresses.into_iter().zip(names).enumerate() {
+            let wanted = (alignments >> (16 * index) & 0xFFFF).max(1);
+            if !address.is_multiple_of(wanted) {
+                let message = format!(
+                    "{what} at {address:#x} is not a multiple of the {wanted} bytes that the \
+                     heuristic assumed; set CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_{what}_BYTES"
+                );
+                return Err(self.blas_refuse(Class::Misaligned, "cublasLtMatmul", message));
+            }
+        }
+        Ok(())
     }
 
     /// `cublasLtMatmul`: D = alpha · op(A) · op(B) + beta · C.
@@ -313,7 +343,7 @@ impl Runtime {
         let name = "cublasLtMatmul";
         self.lt_object(LtAttribute::Handle, call.handle, name)?;
         let (mut group, layouts, scalar) = self.lt_group(call.desc, call.layouts)?;
-        if call.algorithm.is_some_and(|algorithm| algorithm != ALGORITHM) {
+        if call.algorithm.is_some_and(|algorithm| algorithm[0] != ALGORITHM) {
             let message = "the algorithm did not come from cublasLtMatmulAlgoGetHeuristic";
             return Err(self.blas_refuse(Class::InvalidArgument, name, message));
         }
@@ -336,6 +366,9 @@ impl Runtime {
             address => address,
         };
         let bases = [call.addresses[0], call.addresses[1], c_base, call.addresses[3]];
+        if let Some([_, alignments]) = call.algorithm {
+            self.check_alignment(bases, alignments)?;
+        }
         let items: Vec<Item> = (0..layouts[3].batch)
             .map(|index| {
                 let mut at = bases;

@@ -35,8 +35,19 @@ impl Runtime {
         pool: Option<u64>,
     ) -> Outcome<u64> {
         let device = self.contexts[&context].device;
-        let used = self.devices[device].used;
-        if bytes > self.capacity(device).saturating_sub(used) {
+        let fits = |rt: &Self| bytes <= rt.capacity(device).saturating_sub(rt.devices[device].used);
+        if !fits(self) {
+            // Frees that are queued must happen now: a pool waits for them before it gives up.
+            let frees: Vec<_> = self
+                .pending
+                .iter()
+                .filter(|(_, task)| matches!(task.work, Work::Free { .. }))
+                .map(|(id, _)| *id)
+                .collect();
+            self.run_until(&frees);
+            self.check_context(context)?;
+        }
+        if !fits(self) {
             return Err(Status::OUT_OF_MEMORY);
         }
         let address = self.store.allocate(bytes, made_by).ok_or(Status::OUT_OF_MEMORY)?;

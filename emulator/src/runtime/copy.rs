@@ -151,6 +151,9 @@ impl Runtime {
                 }
                 self.enqueue(stream, operation, work, fault)?;
                 if !capturing && (blocking || !pinned) {
+                    if !blocking {
+                        self.counters.blocking_copies += 1;
+                    }
                     self.wait_stream(stream)?;
                 }
             }
