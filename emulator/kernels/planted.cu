@@ -127,6 +127,13 @@ KERNEL stencil_in_place(float *x, float *y, u32 n) {
     PICK(x, y)[i] = v; // FINDS stencil_in_place
 }
 
+KERNEL exchange_through_global(float *x, float *y) {
+    u32 t = threadIdx.x, base = blockIdx.x * 256;
+    x[base + t] = t; // FINDS exchange_through_global
+    PICK(, __syncthreads());
+    y[base + t] = x[base + 255 - t]; // FINDS exchange_through_global
+}
+
 KERNEL stride_of_one_block(const float *x, float *y, u32 n) {
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < n;
          i += PICK(blockDim.x, gridDim.x * blockDim.x))

@@ -213,6 +213,15 @@ fn cases() -> Vec<Case> {
             || (0..256).map(|i| if i == 0 || i == 255 { 0.0 } else { 2.0 * i as f32 }).collect(),
         ),
         case(
+            "exchange_through_global",
+            GlobalRace,
+            2,
+            256,
+            None,
+            |d, _| in_out(d, 512, 512, &[]),
+            || (0..512).map(|i| (255 - i % 256) as f32).collect(),
+        ),
+        case(
             "stride_of_one_block",
             GlobalRace,
             4,

@@ -6,6 +6,7 @@ use super::block::{Core, Step, fault, text};
 use super::shadow::{Conflict, Touch};
 use super::shared::{Accessor, Record};
 use super::step::undefined;
+use super::traffic::{Banks, Sectors};
 use super::warp::{Warp, thread_index};
 use crate::finding::{Finding, FindingKind};
 use crate::memory::Allocation;
@@ -178,12 +179,64 @@ impl Core<'_> {
         fault(1 << lane, Finding::new(FindingKind::OutOfBounds, message).at(offset))
     }
 
-    fn touch(&self, lane: u32, index: usize, offset: u64, bytes: u32, touch: Touch) -> Step<()> {
-        let Some(shadow) = &self.launch.shadow else { return Ok(()) };
-        let allocation = &self.launch.allocations[index];
-        shadow
-            .touch(index, allocation.size, offset, bytes, self.linear, touch)
-            .or_else(|conflict| self.global_race(lane, allocation, offset, touch, conflict))
+    /// Checks an access to global memory against those of other threads and blocks.
+    fn touch(
+        &mut self,
+        who: Accessor,
+        index: usize,
+        offset: u64,
+        bytes: u32,
+        touch: Touch,
+    ) -> Step<()> {
+        let launch = self.launch;
+        let allocation = &launch.allocations[index];
+        if launch.threads_per_block > 1 {
+            let write = matches!(touch, Touch::Write | Touch::Atomic);
+            let address = allocation.base + offset;
+            let raced = self.trace.note(&self.clocks, who, address, bytes, write);
+            if let Err(record) = raced {
+                return self.block_race(who, allocation, offset, touch, record);
+            }
+        }
+        let Some(shadow) = &launch.shadow else { return Ok(()) };
+        shadow.touch(index, allocation.size, offset, bytes, self.linear, touch).or_else(
+            |conflict| self.global_race(who.lane as u32, allocation, offset, touch, conflict),
+        )
+    }
+
+    #[cold]
+    fn block_race(
+        &self,
+        who: Accessor,
+        allocation: &Allocation,
+        offset: u64,
+        touch: Touch,
+        record: Record,
+    ) -> Step<()> {
+        let message = format!(
+            "{} of byte {offset} of an allocation is not ordered with the {}; a barrier is missing \
+             between them",
+            match touch {
+                Touch::Read | Touch::AtomicRead => "read",
+                Touch::Write => "write",
+                Touch::Atomic => "atomic update",
+            },
+            self.other_side(who, record)
+        );
+        let finding = Finding::new(FindingKind::GlobalRace, message).at(allocation.base + offset);
+        fault(1 << who.lane, finding.in_allocation(allocation.describe()))
+    }
+
+    /// The other access of a race in words.
+    fn other_side(&self, who: Accessor, record: Record) -> String {
+        // The report names one thread of the other side that is not the offender.
+        let own = if usize::from(record.warp) == who.warp { 1 << who.lane } else { 0 };
+        let lane = u64::from((record.lanes & !own).trailing_zeros() & 31);
+        let linear = u64::from(record.warp) * 32 + lane;
+        let thread = thread_index(linear, self.launch.params.block);
+        let line = self.launch.entry.code.instrs.get(record.pc as usize).map_or(0, |i| i.line);
+        let verb = if record.write { "write" } else { "read" };
+        format!("{verb} by thread {} at ptx line {line}", text(thread))
     }
 
     #[cold]
@@ -219,32 +272,14 @@ impl Core<'_> {
     }
 
     #[cold]
-    fn shared_race(
-        &self,
-        who: Accessor,
-        offset: u64,
-        verb: &str,
-        warp: usize,
-        record: Record,
-    ) -> Step<()> {
-        let block = self.launch.params.block;
-        // The report names one thread of the other side that is not the offender.
-        let lanes = if usize::from(record.warp) == warp {
-            record.lanes & !(1 << who.lane)
-        } else {
-            record.lanes
-        };
-        let lane = u64::from(lanes.trailing_zeros() & 31);
-        let thread = thread_index(u64::from(record.warp) * 32 + lane, block);
-        let line = self.launch.entry.code.instrs.get(record.pc as usize).map_or(0, |i| i.line);
+    fn shared_race(&self, who: Accessor, offset: u64, verb: &str, record: Record) -> Step<()> {
         let name = self.shared.extent(offset, 1).map_or("?", |extent| extent.name.as_str());
         let start = self.shared.extent(offset, 1).map_or(0, |extent| u64::from(extent.start));
         let message = format!(
-            "{verb} of byte {} of shared `{name}` is not ordered with the {} by thread {} at ptx \
-             line {line}; a barrier is missing between them",
+            "{verb} of byte {} of shared `{name}` is not ordered with the {}; a barrier is missing \
+             between them",
             offset - start,
-            if record.write { "write" } else { "read" },
-            text(thread)
+            self.other_side(who, record)
         );
         let finding = Finding::new(FindingKind::SharedRace, message).at(offset);
         fault(1 << who.lane, finding.in_allocation(format!("shared `{name}`")))
@@ -324,16 +359,16 @@ impl Core<'_> {
             }
             match place {
                 Place::Global(index, offset) => {
-                    self.touch(lane, index, offset, total, touch)?;
+                    let atomic = touch == Touch::AtomicRead;
+                    let who = Accessor { warp: warp.index, lane: l, pc, atomic };
+                    self.touch(who, index, offset, total, touch)?;
                     sectors.add(addresses[l], total);
                     self.counters.global_bytes_loaded += u64::from(total);
                 }
                 Place::Shared(offset) => {
                     let who = Accessor { warp: warp.index, lane: l, pc, atomic: false };
                     let raced = self.shared.note_read(&self.clocks, who, offset, total);
-                    raced.or_else(|record| {
-                        self.shared_race(who, offset, "read", warp.index, record)
-                    })?;
+                    raced.or_else(|record| self.shared_race(who, offset, "read", record))?;
                     banks.get_or_insert_default().add(offset, total);
                 }
                 _ => {}
@@ -394,7 +429,8 @@ impl Core<'_> {
                     Place::Global(index, offset) => {
                         if k == 0 {
                             let touch = if atomic { Touch::Atomic } else { Touch::Write };
-                            self.touch(lane, index, offset, total, touch)?;
+                            let who = Accessor { warp: warp.index, lane: l, pc, atomic };
+                            self.touch(who, index, offset, total, touch)?;
                             sectors.add(addresses[l], total);
                             self.counters.global_bytes_stored += u64::from(total);
                         }
@@ -408,9 +444,8 @@ impl Core<'_> {
                         if k == 0 {
                             let who = Accessor { warp: warp.index, lane: l, pc, atomic };
                             let raced = self.shared.note_write(&self.clocks, who, offset, total);
-                            raced.or_else(|record| {
-                                self.shared_race(who, offset, "write", warp.index, record)
-                            })?;
+                            raced
+                                .or_else(|record| self.shared_race(who, offset, "write", record))?;
                             banks.get_or_insert_default().add(offset, total);
                         }
                         for (at, bytes, value) in pieces(offset + step, element, values[l], defined)
@@ -455,7 +490,8 @@ impl Core<'_> {
             let place = self.place(warp, lane, addresses[l], intent)?;
             let (old, known) = match place {
                 Place::Global(index, offset) => {
-                    self.touch(lane, index, offset, bytes, Touch::Atomic)?;
+                    let who = Accessor { warp: warp.index, lane: l, pc, atomic: true };
+                    self.touch(who, index, offset, bytes, Touch::Atomic)?;
                     let allocation = &self.launch.allocations[index];
                     let (old, written) = allocation.update(offset, bytes, apply);
                     (
@@ -466,9 +502,8 @@ impl Core<'_> {
                 Place::Shared(offset) => {
                     let who = Accessor { warp: warp.index, lane: l, pc, atomic: true };
                     let raced = self.shared.note_write(&self.clocks, who, offset, bytes);
-                    raced.or_else(|record| {
-                        self.shared_race(who, offset, "atomic update", warp.index, record)
-                    })?;
+                    raced
+                        .or_else(|record| self.shared_race(who, offset, "atomic update", record))?;
                     let old = self.shared.load(offset, bytes);
                     self.shared.store(offset, bytes, apply(old.unwrap_or(0)));
                     (old.unwrap_or(0), old.is_some())
@@ -575,116 +610,9 @@ fn updated(update: Update, ty: Ty, global: bool, old: u64, a: u64, b: u64) -> u6
     }
 }
 
-/// 32-byte sectors of one instruction.
-#[derive(Debug)]
-struct Sectors {
-    seen: [u64; 64],
-    len: usize,
-    more: u64,
-}
-
-impl Default for Sectors {
-    fn default() -> Self {
-        Self { seen: [0; 64], len: 0, more: 0 }
-    }
-}
-
-impl Sectors {
-    fn add(&mut self, address: u64, bytes: u32) {
-        for sector in address / 32..=(address + u64::from(bytes) - 1) / 32 {
-            if self.seen[..self.len].iter().rev().any(|seen| *seen == sector) {
-                continue;
-            }
-            // 32 lanes of at most 32 bytes, naturally aligned, touch at most 32 sectors.
-            match self.seen.get_mut(self.len) {
-                Some(slot) => {
-                    *slot = sector;
-                    self.len += 1;
-                }
-                None => self.more += 1,
-            }
-        }
-    }
-
-    fn count(&self) -> u64 {
-        self.len as u64 + self.more
-    }
-}
-
-/// Words of one shared-memory instruction, by bank.
-#[derive(Debug)]
-struct Banks {
-    words: [u64; 256],
-    len: usize,
-    bytes: u32,
-}
-
-impl Default for Banks {
-    fn default() -> Self {
-        Self { words: [0; 256], len: 0, bytes: 0 }
-    }
-}
-
-impl Banks {
-    fn add(&mut self, offset: u64, bytes: u32) {
-        self.bytes = bytes;
-        for word in offset / 4..(offset + u64::from(bytes)).div_ceil(4) {
-            if let Some(slot) = self.words.get_mut(self.len) {
-                *slot = word;
-                self.len += 1;
-            }
-        }
-    }
-
-    /// Passes beyond the least possible: the fullest bank's distinct words, less what the volume
-    /// needs anyway.
-    fn conflicts(&mut self) -> u64 {
-        if self.len == 0 {
-            return 0;
-        }
-        let words = &mut self.words[..self.len];
-        words.sort_unstable();
-        let mut per_bank = [0u64; 32];
-        let mut last = u64::MAX;
-        let mut distinct = 0u64;
-        for &word in words.iter() {
-            if word != last {
-                per_bank[(word % 32) as usize] += 1;
-                distinct += 1;
-                last = word;
-            }
-        }
-        let most = per_bank.iter().copied().max().unwrap_or(0);
-        most.saturating_sub(distinct.div_ceil(32))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bank_conflicts_are_passes_beyond_the_least() {
-        let conflicts = |stride: u64| {
-            let mut banks = Banks::default();
-            (0..32).for_each(|lane| banks.add(lane * stride, 4));
-            banks.conflicts()
-        };
-        assert_eq!([0, 4, 8, 128, 132].map(conflicts), [0, 0, 1, 31, 0]);
-        let mut wide = Banks::default();
-        (0..32).for_each(|lane| wide.add(lane * 16, 16));
-        assert_eq!(wide.conflicts(), 0);
-    }
-
-    #[test]
-    fn sectors_count_each_piece_once() {
-        let count = |stride: u64, bytes: u32| {
-            let mut sectors = Sectors::default();
-            (0..32).for_each(|lane| sectors.add(4096 + lane * stride, bytes));
-            sectors.count()
-        };
-        assert_eq!((count(4, 4), count(2, 2), count(16, 16), count(32, 4)), (4, 2, 16, 32));
-    }
 
     #[test]
     fn updates_follow_the_manual() {

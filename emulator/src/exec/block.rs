@@ -5,6 +5,7 @@ use super::clocks::{Clocks, Release};
 use super::launch::{Counters, Launch};
 use super::shared::SharedMemory;
 use super::step::Outcome;
+use super::trace::Trace;
 use super::warp::{Fragment, Wait, Warp, thread_index};
 use crate::finding::{Checked, Finding, FindingKind};
 use crate::ptx::ir::{BarrierKind, Op};
@@ -45,6 +46,7 @@ pub(crate) struct Core<'a> {
     pub(crate) linear: u64,
     pub(crate) shared: SharedMemory,
     pub(crate) clocks: Clocks,
+    pub(crate) trace: Trace,
     pub(crate) barriers: Vec<Barrier>,
     pub(crate) counters: Counters,
     /// Approximate instructions executed, by index in the code's list.
@@ -81,6 +83,7 @@ impl<'a> Block<'a> {
             linear: 0,
             shared: SharedMemory::new(&code.shared, launch.params.dynamic_shared),
             clocks: Clocks::new(count),
+            trace: Trace::new(),
             barriers: Vec::new(),
             counters: Counters::default(),
             approximate: vec![false; code.approximate.len()],
@@ -100,6 +103,7 @@ impl<'a> Block<'a> {
         self.core.block = [(linear % x) as u32, (linear / x % y) as u32, (linear / (x * y)) as u32];
         self.core.linear = linear;
         self.core.shared.reset();
+        self.core.trace.reset();
         self.core.clocks = Clocks::new(self.warps.len());
         self.core.barriers.clear();
         for _ in 0..BARRIERS {

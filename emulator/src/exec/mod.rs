@@ -10,6 +10,8 @@ mod launch;
 mod shadow;
 mod shared;
 mod step;
+mod trace;
+mod traffic;
 mod warp;
 
 pub use launch::{

@@ -15,12 +15,43 @@ pub(crate) struct Extent {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Record {
     pub(crate) warp: u16,
-    bytes: u8,
-    atomic: bool,
+    pub(crate) bytes: u8,
+    pub(crate) atomic: bool,
     pub(crate) lanes: u32,
     clock: u32,
     pub(crate) pc: u32,
     pub(crate) write: bool,
+}
+
+impl Record {
+    pub(crate) const NONE: Self =
+        Self { warp: 0, bytes: 0, atomic: false, lanes: 0, clock: 0, pc: 0, write: false };
+
+    pub(crate) fn new(who: Accessor, clocks: &Clocks, bytes: u8, write: bool) -> Self {
+        Self {
+            warp: who.warp as u16,
+            bytes,
+            atomic: who.atomic,
+            lanes: 1 << who.lane,
+            clock: clocks.now(who.warp, who.lane),
+            pc: who.pc,
+            write,
+        }
+    }
+
+    /// Whether both are accesses of one warp instruction to the same bytes.
+    pub(crate) fn same_instruction(&self, other: &Self) -> bool {
+        self.warp == other.warp
+            && self.clock == other.clock
+            && self.bytes == other.bytes
+            && self.pc == other.pc
+            && self.atomic == other.atomic
+    }
+
+    /// Whether it is ordered before what `who` does now.
+    pub(crate) fn before(&self, clocks: &Clocks, who: Accessor) -> bool {
+        clocks.ordered(usize::from(self.warp), self.lanes, self.clock, who.warp, who.lane)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -169,7 +200,7 @@ impl SharedMemory {
 }
 
 /// The words of a range and the bytes of each.
-fn words(offset: u64, bytes: u32) -> impl Iterator<Item = (usize, u8)> {
+pub(crate) fn words(offset: u64, bytes: u32) -> impl Iterator<Item = (usize, u8)> {
     let end = offset + u64::from(bytes);
     (offset / 4..end.div_ceil(4)).map(move |word| {
         let from = offset.saturating_sub(word * 4).min(4) as u32;
@@ -178,13 +209,18 @@ fn words(offset: u64, bytes: u32) -> impl Iterator<Item = (usize, u8)> {
     })
 }
 
-fn conflict(records: &[Record], clocks: &Clocks, who: Accessor, mask: u8) -> Result<(), Record> {
+/// `Err` with a record that overlaps the bytes and is not ordered before `who`.
+pub(crate) fn conflict(
+    records: &[Record],
+    clocks: &Clocks,
+    who: Accessor,
+    mask: u8,
+) -> Result<(), Record> {
     for record in records {
         if record.bytes & mask == 0 || record.atomic && who.atomic {
             continue;
         }
-        let other = usize::from(record.warp);
-        if !clocks.ordered(other, record.lanes, record.clock, who.warp, who.lane) {
+        if !record.before(clocks, who) {
             return Err(*record);
         }
     }
@@ -194,34 +230,15 @@ fn conflict(records: &[Record], clocks: &Clocks, who: Accessor, mask: u8) -> Res
 /// Adds an access. Records that happened before it are implied by it and dropped, so a list holds
 /// concurrent accesses only.
 fn remember(records: &mut Vec<Record>, clocks: &Clocks, who: Accessor, mask: u8, write: bool) {
-    let clock = clocks.now(who.warp, who.lane);
-    let bit = 1u32 << who.lane;
-    let same = |record: &&mut Record| {
-        usize::from(record.warp) == who.warp
-            && record.clock == clock
-            && record.bytes == mask
-            && record.pc == who.pc
-            && record.atomic == who.atomic
-    };
-    if let Some(record) = records.iter_mut().rev().find(same) {
-        record.lanes |= bit;
+    let now = Record::new(who, clocks, mask, write);
+    if let Some(record) = records.iter_mut().rev().find(|record| record.same_instruction(&now)) {
+        record.lanes |= now.lanes;
         return;
     }
     records.retain(|record| {
-        let other = usize::from(record.warp);
-        record.bytes & !mask != 0
-            || !clocks.ordered(other, record.lanes, record.clock, who.warp, who.lane)
-            || record.lanes == bit && other == who.warp && record.atomic != who.atomic
+        record.bytes & !mask != 0 || record.atomic != now.atomic || !record.before(clocks, who)
     });
-    records.push(Record {
-        warp: who.warp as u16,
-        bytes: mask,
-        atomic: who.atomic,
-        lanes: bit,
-        clock,
-        pc: who.pc,
-        write,
-    });
+    records.push(now);
 }
 
 #[cfg(test)]
