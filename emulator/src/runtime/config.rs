@@ -22,6 +22,8 @@ pub struct Config {
     pub log: Log,
     /// Thread-instructions one launch may execute before it counts as a runaway.
     pub instruction_budget: Option<u64>,
+    /// A file that gets the counters as JSON whenever a context ends.
+    pub counters_file: Option<std::path::PathBuf>,
 }
 
 /// What happens to the operation that a finding is about.
@@ -79,6 +81,7 @@ impl Default for Config {
             on_finding: OnFinding::Fail,
             log: Log::Stderr,
             instruction_budget: None,
+            counters_file: None,
         }
     }
 }
@@ -128,6 +131,7 @@ impl Config {
         }
         config.memory_limit = number("CUDA_EMULATOR_MEMORY_LIMIT")?;
         config.instruction_budget = number("CUDA_EMULATOR_INSTRUCTION_BUDGET")?;
+        config.counters_file = get("CUDA_EMULATOR_COUNTERS").map(Into::into);
         if let Some(text) = get("CUDA_EMULATOR_FAIL") {
             config.faults = text
                 .split(',')

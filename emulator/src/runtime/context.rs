@@ -290,6 +290,16 @@ impl Runtime {
         self.modules.retain(|_, module| module.context != context);
         self.captures.retain(|_, capture| capture.context != context);
         self.contexts.remove(&context);
+        self.dump_counters();
+    }
+
+    /// Writes the counters where the configuration wants them.
+    fn dump_counters(&mut self) {
+        let Some(path) = self.config.counters_file.clone() else { return };
+        let text = serde_json::to_string_pretty(&self.counters).unwrap_or_default();
+        if let Err(error) = std::fs::write(&path, text) {
+            super::write_stderr(&format!("cuda-emulator: {}: {error}\n", path.display()));
+        }
     }
 
     fn report_leaks(&mut self, context: u64) {
