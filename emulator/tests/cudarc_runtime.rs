@@ -230,6 +230,47 @@ fn the_legacy_stream_orders_blocking_streams_and_not_the_others() {
 }
 
 #[test]
+fn the_work_of_a_destroyed_stream_goes_on_and_is_waited_for() {
+    for seed in common::SEEDS {
+        for kind in [true, false] {
+            let emulator = Emulator::load(common::config(seed)).unwrap();
+            let ctx = CudaContext::new(0).unwrap();
+            ctx.bind_to_thread().unwrap();
+            // SAFETY: sizes agree; the streams are destroyed once, with work queued.
+            unsafe {
+                let make = || {
+                    let kind = if kind {
+                        result::stream::StreamKind::Default
+                    } else {
+                        result::stream::StreamKind::NonBlocking
+                    };
+                    result::stream::create(kind).unwrap()
+                };
+                let (first, second) = (make(), make());
+                let (a, b) = (result::malloc_sync(512).unwrap(), result::malloc_sync(512).unwrap());
+                result::memset_d8_async(a, 1, 512, first).unwrap();
+                result::memset_d8_async(b, 2, 512, second).unwrap();
+                result::stream::destroy(first).unwrap();
+                result::stream::synchronize(second).unwrap();
+                result::stream::destroy(second).unwrap();
+                if !kind {
+                    result::ctx::synchronize().unwrap();
+                }
+                // With blocking streams the legacy stream follows by itself.
+                result::memcpy_dtod_sync(b, a, 512).unwrap();
+                let mut host = [0_u8; 512];
+                result::memcpy_dtoh_sync(&mut host, b).unwrap();
+                assert_eq!(host, [1; 512]);
+                result::free_sync(a).unwrap();
+                result::free_sync(b).unwrap();
+            }
+            drop(ctx);
+            assert_eq!(emulator.finish().unwrap(), []);
+        }
+    }
+}
+
+#[test]
 fn own_contexts_event_tracking_and_views() {
     for seed in common::SEEDS {
         let emulator = Emulator::load(common::config(seed)).unwrap();

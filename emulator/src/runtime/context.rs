@@ -7,10 +7,12 @@ use std::{
 
 use super::{
     Runtime,
+    clock::Clock,
     handle::Kind,
     profile::DeviceProfile,
     report::{Class, Report},
     status::{Outcome, Status},
+    task::TaskId,
 };
 
 thread_local! {
@@ -87,6 +89,19 @@ pub(crate) struct Context {
     pub(crate) peers: BTreeSet<u64>,
     /// The first sticky error; every later call returns it.
     pub(crate) error: Option<Status>,
+    /// What destroyed streams had queued.
+    pub(crate) retired: Retired,
+}
+
+/// The work of streams that were destroyed: it still runs and still orders.
+#[derive(Debug, Default)]
+pub(crate) struct Retired {
+    /// Everything, for a synchronisation of the context.
+    pub(crate) clock: Clock,
+    /// The part that the legacy default stream follows.
+    pub(crate) blocking: Clock,
+    /// The last tasks of that part.
+    pub(crate) frontier: Vec<TaskId>,
 }
 
 impl Runtime {
@@ -158,6 +173,7 @@ impl Runtime {
                 cache_config: 0,
                 peers: BTreeSet::new(),
                 error: None,
+                retired: Retired::default(),
             },
         );
         handle

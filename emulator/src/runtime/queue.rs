@@ -60,6 +60,10 @@ impl Runtime {
             frontier.extend(&other.frontier);
             clock.join(&other.clock);
         }
+        if let Some(found) = self.contexts.get(&context) {
+            frontier.extend(&found.retired.frontier);
+            clock.join(&found.retired.blocking);
+        }
         frontier.sort_unstable();
         frontier.dedup();
         frontier.retain(|task| self.pending.contains_key(task));

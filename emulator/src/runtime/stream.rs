@@ -89,9 +89,17 @@ impl Runtime {
         if let Some(capture) = found.capture {
             self.invalidate(capture);
         }
-        // Destroying a stream orders nothing; device-wide synchronisation still finds its work,
-        // because the work stays in the queue under its context.
-        self.streams.remove(&stream);
+        // Destroying a stream orders nothing, but its work goes on.
+        if let (Some(stream), Some(found)) =
+            (self.streams.remove(&stream), self.contexts.get_mut(&context))
+        {
+            found.retired.clock.join(&stream.clock);
+            if stream.blocking {
+                found.retired.blocking.join(&stream.clock);
+                found.retired.frontier.retain(|task| self.pending.contains_key(task));
+                found.retired.frontier.extend(&stream.frontier);
+            }
+        }
         self.check_context(context)
     }
 
@@ -156,6 +164,10 @@ impl Runtime {
                 clock.join(&other.clock);
             }
         }
+        if let Some(found) = self.contexts.get(&context).filter(|c| c.legacy == stream) {
+            targets.extend(&found.retired.frontier);
+            clock.join(&found.retired.blocking);
+        }
         self.run_until(&targets);
         self.host.join(&clock);
         self.check_context(context)
@@ -205,6 +217,9 @@ impl Runtime {
         }
         for stream in self.streams.values().filter(|stream| stream.context == context) {
             clock.join(&stream.clock);
+        }
+        if let Some(found) = self.contexts.get(&context) {
+            clock.join(&found.retired.clock);
         }
         self.run_until(&targets);
         self.host.join(&clock);
