@@ -94,9 +94,12 @@ impl Trace {
                     return None;
                 }
                 self.used += 1;
+                // The records of a former block stay behind the counts.
                 let generation = self.generation;
-                self.entries[at] = Entry { word, generation, ..Entry::EMPTY };
-                return Some(&mut self.entries[at]);
+                let entry = &mut self.entries[at];
+                (entry.word, entry.generation) = (word, generation);
+                (entry.writers, entry.readers) = (0, 0);
+                return Some(entry);
             }
             if entry.word == word {
                 return Some(&mut self.entries[at]);
@@ -119,8 +122,10 @@ impl Trace {
 }
 
 fn slot(word: u64) -> usize {
-    // Neighbouring words stay neighbours: most accesses are to consecutive ones.
-    (word ^ word >> 20) as usize
+    // Sixteen neighbours stay together, for the cache; their group is spread by Fibonacci hashing,
+    // because arrays that are accessed in step lie at multiples of large powers of two.
+    let group = (word >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    (group << 4 | word & 15) as usize
 }
 
 /// Takes bytes away from the records, dropping those left without any.

@@ -105,6 +105,25 @@ impl Device {
         launch(&self.module, kernel, &self.memory, &launch_params, options)
     }
 
+    /// A launch with a parameter buffer as it is.
+    pub(crate) fn launch_raw(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        params: &[u8],
+    ) -> Checked<LaunchReport> {
+        let params = LaunchParams {
+            grid,
+            block,
+            dynamic_shared: self.dynamic_shared,
+            max_dynamic_shared: None,
+            params,
+            limits: DeviceLimits::H100,
+        };
+        launch(&self.module, kernel, &self.memory, &params, &LaunchOptions::default())
+    }
+
     /// A launch that must succeed.
     pub(crate) fn run(&self, kernel: &str, grid: u32, block: u32, args: &[Arg]) -> LaunchReport {
         let options = LaunchOptions::default();
