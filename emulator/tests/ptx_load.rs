@@ -127,6 +127,10 @@ fn refusals_name_the_instruction_its_line_and_text() {
         ("{ .param .b32 a; call vprintf, (a); }", "`vprintf` is not modelled"),
         ("ld.global.v2.f32 %f1, [%d1];", "vector length"),
         (".tex .u64 t;", "not modelled"),
+        (".reg .b32 many<4000000000>;", "too many registers"),
+        (".local .align 4000000000 .b8 a[4];", "alignment"),
+        (".local .b8 a[4000000000][4000000000];", "too large"),
+        (".shared .b8 a[99999999];", "too large"),
     ];
     for (statement, message) in cases {
         let error = parse(statement).unwrap_err();
@@ -134,6 +138,17 @@ fn refusals_name_the_instruction_its_line_and_text() {
         assert!(error.message.contains(message), "{error}");
         assert!(error.to_string().contains(statement.split(' ').next().unwrap()), "{error}");
     }
+}
+
+#[test]
+fn nesting_and_sizes_are_bounded() {
+    let nested = format!("mov.b32 %r1, {};", "{".repeat(100_000));
+    assert!(parse(&nested).unwrap_err().message.contains("nested too deeply"));
+    let large = ".version 8.8\n.target sm_90\n.address_size 64\n\
+                 .visible .entry k(.param .align 8 .b8 p[32760], .param .u64 q) { ret; }\n";
+    let error = Module::parse(large).unwrap_err();
+    assert!(error.message.contains("32764 bytes"), "{error}");
+    assert_eq!(error.line, 4);
 }
 
 #[test]

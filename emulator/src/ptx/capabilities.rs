@@ -85,7 +85,8 @@ pub const CAPABILITIES: &[Capability] = &[
     ),
     row(
         "add, sub, mul, fma, mad",
-        "f32 and f64; .rn .rz .rm .rp, .ftz, .sat",
+        "f32 and f64; .rn .rz .rm .rp, .ftz, .sat (f64 with .rz .rm .rp: exact unless a result or \
+         partial product is subnormal)",
         Exact,
         "add.rz.ftz.f32 %f1, %f2, %f3; fma.rp.sat.f32 %f1, %f2, %f3, %f4; mul.rm.f64 %g1, %g2, %g3",
     ),

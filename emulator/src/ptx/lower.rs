@@ -13,8 +13,12 @@ use crate::exec::alu::{Format, Kind, Rounding, Ty, narrow};
 /// one's data; there are at least as many as the array has. A multiple of the bank row, so that bank
 /// conflicts come out as if there were no gap.
 const SHARED_GAP: u32 = 1024;
-/// Largest shared array or local variable; a device allows 512 KiB of local memory per thread.
+/// Registers of one entry, calls expanded.
+const MAX_REGISTERS: u32 = 1 << 18;
+/// Largest shared array, and most local memory; a device allows 512 KiB of it per thread.
 const MAX_VARIABLE: u32 = 1 << 20;
+/// Largest shared window, gaps included.
+const MAX_WINDOW: u32 = 8 << 20;
 /// Deepest nesting of device functions; deeper is recursion.
 const MAX_DEPTH: usize = 64;
 /// Largest expansion; calls are copied into their callers.
@@ -99,6 +103,10 @@ pub(super) fn lower(
     lowerer.body(entry)?;
     lowerer.scopes.pop();
     lowerer.push(None, Op::Exit);
+    if lowerer.code.shared_window > MAX_WINDOW {
+        lowerer.line = entry.line;
+        return lowerer.error("too much shared memory");
+    }
     lowerer.resolve_labels()?;
     Ok(lowerer.code)
 }
@@ -144,14 +152,19 @@ impl<'a> Lowerer<'a> {
                     let at = self.code.instrs.len() as u32;
                     self.labels.insert((scope, (*name).to_owned()), at);
                 }
-                Statement::Registers(names) => {
+                Statement::Registers(line, names) => {
+                    self.line = *line;
                     for (name, count) in names {
                         let first = self.code.registers;
                         let binding = match count {
                             Some(count) => Binding::Registers(first, *count),
                             None => Binding::Register(first),
                         };
-                        self.code.registers += count.unwrap_or(1);
+                        let total = first.saturating_add(count.unwrap_or(1));
+                        if total > MAX_REGISTERS {
+                            return self.error("too many registers");
+                        }
+                        self.code.registers = total;
                         self.bind(name, binding);
                     }
                 }
@@ -186,9 +199,10 @@ impl<'a> Lowerer<'a> {
             ".local" | ".param" => {
                 let align = declaration.align.max(1);
                 let offset = self.code.local_bytes.next_multiple_of(align);
-                let Some(end) = offset.checked_add(bytes) else {
+                let end = offset + bytes;
+                if end > MAX_VARIABLE {
                     return self.error("too much local memory");
-                };
+                }
                 self.code.local_bytes = end;
                 if declaration.space == ".local" {
                     Binding::Local(offset)
@@ -213,6 +227,10 @@ impl<'a> Lowerer<'a> {
         // Dynamic memory comes last on a device; here its place is fixed when the launch is.
         let align = declaration.align.max(16);
         let offset = self.code.shared_window.next_multiple_of(align);
+        if offset > MAX_WINDOW {
+            // Refused when the entry is complete.
+            return offset;
+        }
         let name = declaration.name.to_owned();
         self.code.shared.push(SharedArray { name, offset, bytes, dynamic });
         let gap = if dynamic { DYNAMIC_SPAN } else { bytes.saturating_add(bytes.max(SHARED_GAP)) };

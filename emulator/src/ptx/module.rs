@@ -99,7 +99,13 @@ impl Module {
             declared.iter().map(|d| variable(d, &names, &text)).collect::<Result<_, _>>()?;
         let mut entries = Vec::new();
         for function in source.functions.iter().filter(|f| f.is_entry && f.body.is_some()) {
-            let params = params(function);
+            let Some(params) = params(function) else {
+                return Err(LoadError {
+                    line: function.line,
+                    text: text.get(function.line as usize - 1).unwrap_or(&"").trim().to_owned(),
+                    message: format!("more than {MAX_PARAM_BYTES} bytes of parameters"),
+                });
+            };
             let offsets: Vec<u32> = params.iter().map(|param| param.offset).collect();
             let code = lower(&source, &text, &names, function, &offsets)?;
             let static_shared = code.shared.iter().filter(|array| !array.dynamic);
@@ -187,17 +193,24 @@ impl Module {
     }
 }
 
-/// The parameter buffer's layout.
-fn params(function: &Function<'_>) -> Vec<ParamInfo> {
-    let mut offset = 0u32;
+/// Most parameter bytes of a kernel (CUDA 12.1 and later).
+const MAX_PARAM_BYTES: u64 = 32_764;
+
+/// The parameter buffer's layout; `None` if it is too large.
+fn params(function: &Function<'_>) -> Option<Vec<ParamInfo>> {
+    let mut offset = 0u64;
     let mut out = Vec::new();
     for param in &function.params {
-        let bytes = (param.count.unwrap_or(1) as u32).saturating_mul(param.element);
-        offset = offset.next_multiple_of(param.align.max(1));
-        out.push(ParamInfo { name: param.name.to_owned(), offset, bytes, align: param.align });
-        offset = offset.saturating_add(bytes);
+        let bytes = param.count.unwrap_or(1).saturating_mul(u64::from(param.element));
+        offset = offset.next_multiple_of(u64::from(param.align.max(1)));
+        if bytes > MAX_PARAM_BYTES || offset + bytes > MAX_PARAM_BYTES {
+            return None;
+        }
+        let (name, align) = (param.name.to_owned(), param.align);
+        out.push(ParamInfo { name, offset: offset as u32, bytes: bytes as u32, align });
+        offset += bytes;
     }
-    out
+    Some(out)
 }
 
 fn variable(

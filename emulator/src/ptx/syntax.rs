@@ -59,8 +59,8 @@ pub(crate) enum Statement<'a> {
     Open,
     Close,
     Label(&'a str),
-    /// Names, with a count when written `%r<5>`.
-    Registers(Vec<(&'a str, Option<u32>)>),
+    /// Line, and names with a count when written `%r<5>`.
+    Registers(u32, Vec<(&'a str, Option<u32>)>),
     Variable(Declaration<'a>),
     /// File index and line.
     Location(u32, u32),
@@ -103,14 +103,21 @@ pub(crate) struct Source<'a> {
 /// Parses the text.
 pub(crate) fn parse(text: &str) -> Result<Source<'_>, LoadError> {
     let tokens = lex(text)?;
-    Parser { text, tokens, at: 0 }.source()
+    Parser { text, tokens, at: 0, depth: 0 }.source()
 }
 
 struct Parser<'a> {
     text: &'a str,
     tokens: Vec<Spanned<'a>>,
     at: usize,
+    /// Nesting of braces in operands and initial values.
+    depth: u32,
 }
+
+/// Deepest nesting of braces; real PTX needs two.
+const MAX_NESTING: u32 = 16;
+/// Largest alignment of a variable.
+const MAX_ALIGN: u32 = 1 << 16;
 
 type Parsed<T> = Result<T, LoadError>;
 
@@ -330,11 +337,14 @@ impl<'a> Parser<'a> {
             }
             let extent = u64::try_from(self.integer()?).unwrap_or(u64::MAX);
             self.expect(b']')?;
-            count = count.and_then(|n| n.checked_mul(extent));
+            count = count.map(|n| n.saturating_mul(extent));
         }
         let mut initial = Vec::new();
         if self.accept(b'=') {
             self.initialiser(&mut initial)?;
+        }
+        if align > MAX_ALIGN {
+            return self.error("the alignment is too large");
         }
         let align = align.max(element.min(16)).next_power_of_two();
         Ok(Declaration { space, name, align, element, count, initial, line })
@@ -342,10 +352,12 @@ impl<'a> Parser<'a> {
 
     fn initialiser(&mut self, out: &mut Vec<Initial<'a>>) -> Parsed<()> {
         if self.accept(b'{') {
+            self.nest()?;
             while !self.accept(b'}') {
                 self.initialiser(out)?;
                 self.accept(b',');
             }
+            self.depth -= 1;
             return Ok(());
         }
         let element = match self.peek() {
@@ -443,6 +455,7 @@ impl<'a> Parser<'a> {
                 out.push(Statement::Variable(declaration));
             }
             _ if word == ".reg" || word.starts_with(".reg.") => {
+                let line = self.line();
                 self.at += 1;
                 // The type is in every instruction that uses the register, so it is not kept.
                 if word == ".reg" {
@@ -464,7 +477,7 @@ impl<'a> Parser<'a> {
                     }
                 }
                 self.expect(b';')?;
-                out.push(Statement::Registers(names));
+                out.push(Statement::Registers(line, names));
             }
             _ => return self.error(format!("directive `{word}` is not modelled")),
         }
@@ -530,7 +543,16 @@ impl<'a> Parser<'a> {
         }
     }
 
+    fn nest(&mut self) -> Parsed<()> {
+        self.depth += 1;
+        if self.depth > MAX_NESTING {
+            return self.error("braces are nested too deeply");
+        }
+        Ok(())
+    }
+
     fn group(&mut self, close: u8) -> Parsed<Vec<Operand<'a>>> {
+        self.nest()?;
         let mut out = Vec::new();
         while !self.accept(close) {
             if !out.is_empty() {
@@ -538,6 +560,7 @@ impl<'a> Parser<'a> {
             }
             out.push(self.operand()?);
         }
+        self.depth -= 1;
         Ok(out)
     }
 
