@@ -1,0 +1,6 @@
+//! Gives the shared library the name that programs look for.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libcublasLt.so.13");
+}

@@ -1,0 +1,394 @@
+//! cublasLt: descriptors, layouts, preferences, the heuristic and the matmul with C apart from D.
+
+use std::collections::BTreeMap;
+
+use super::{
+    BlasOutcome, BlasStatus,
+    arithmetic::Dtype,
+    classic::product_types,
+    product::{Group, Item, Items, Product, Scalar, View},
+};
+use crate::runtime::{Class, Kind, Runtime, Span};
+
+/// A cublasLt object; attributes are kept as the bytes the program set.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LtObject {
+    kind: u8,
+    attributes: BTreeMap<i32, Vec<u8>>,
+}
+
+/// All live cublasLt objects.
+#[derive(Debug, Default)]
+pub(crate) struct LtState {
+    objects: BTreeMap<u64, LtObject>,
+}
+
+/// Which kind of object an attribute belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LtAttribute {
+    /// A library handle: no attributes.
+    Handle = 0,
+    /// `cublasLtMatmulDesc_t`.
+    Desc = 1,
+    /// `cublasLtMatrixLayout_t`.
+    Layout = 2,
+    /// `cublasLtMatmulPreference_t`.
+    Preference = 3,
+}
+
+impl LtAttribute {
+    /// Size in bytes of an attribute; `None` for one that is not modelled.
+    fn size(self, attribute: i32) -> Option<usize> {
+        match (self, attribute) {
+            (LtAttribute::Desc, 0..=7) => Some(4),
+            // Accepted because it changes nothing here: SM count target, fast accumulation.
+            (LtAttribute::Desc, 15) => Some(4),
+            (LtAttribute::Desc, 25) => Some(1),
+            (LtAttribute::Layout, 0 | 1 | 5) => Some(4),
+            (LtAttribute::Layout, 2..=4 | 6) => Some(8),
+            (LtAttribute::Preference, 0 | 3 | 5..=11) => Some(4),
+            (LtAttribute::Preference, 1 | 12) => Some(8),
+            _ => None,
+        }
+    }
+}
+
+/// The arguments of `cublasLtMatmul`.
+#[derive(Clone, Copy, Debug)]
+pub struct Matmul {
+    /// The library handle.
+    pub handle: u64,
+    /// The operation descriptor.
+    pub desc: u64,
+    /// Addresses of alpha and beta.
+    pub scalars: [u64; 2],
+    /// Addresses of A, B, C and D.
+    pub addresses: [u64; 4],
+    /// Layouts of A, B, C and D.
+    pub layouts: [u64; 4],
+    /// The algorithm's mark and the alignments it was chosen for, if one was given.
+    pub algorithm: Option<[u64; 2]>,
+    /// Address and size of the workspace.
+    pub workspace: (u64, u64),
+    /// The stream.
+    pub stream: u64,
+}
+
+/// Marks an algorithm that came from our heuristic.
+const ALGORITHM: u64 = 0x4D55_4F4E_0000_0001;
+/// `CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES`; B, C and D follow. The default is 256.
+const MIN_ALIGNMENT_A: i32 = 5;
+
+/// A matrix layout, decoded.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    view: View,
+    batch: u64,
+    stride: i64,
+}
+
+impl Runtime {
+    /// Makes a cublasLt object.
+    ///
+    /// # Errors
+    /// None today; the signature is that of the entry points.
+    pub fn lt_create(&mut self, kind: LtAttribute) -> BlasOutcome<u64> {
+        let handle = self.handles.make(Kind::Blas);
+        self.blas
+            .lt
+            .objects
+            .insert(handle, LtObject { kind: kind as u8, attributes: BTreeMap::new() });
+        Ok(handle)
+    }
+
+    fn lt_object(
+        &mut self,
+        kind: LtAttribute,
+        object: u64,
+        operation: &str,
+    ) -> BlasOutcome<&mut LtObject> {
+        if self.blas.lt.objects.get(&object).is_none_or(|found| found.kind != kind as u8) {
+            self.bad_handle(Kind::Blas, object, operation);
+            return Err(BlasStatus::INVALID_VALUE);
+        }
+        self.blas.lt.objects.get_mut(&object).ok_or(BlasStatus::INVALID_VALUE)
+    }
+
+    /// Destroys a cublasLt object.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` for one that is gone.
+    pub fn lt_destroy(&mut self, kind: LtAttribute, object: u64) -> BlasOutcome<()> {
+        self.lt_object(kind, object, "cublasLt destroy")?;
+        self.blas.lt.objects.remove(&object);
+        Ok(())
+    }
+
+    /// Sets an attribute from the bytes the program passed.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` for a wrong size, `NOT_SUPPORTED` for an attribute that is not modelled.
+    pub fn lt_set(
+        &mut self,
+        kind: LtAttribute,
+        object: u64,
+        attribute: i32,
+        value: &[u8],
+    ) -> BlasOutcome<()> {
+        self.lt_object(kind, object, "cublasLt set attribute")?;
+        let Some(size) = kind.size(attribute) else {
+            return Err(self.blas_unsupported(&format!("cublasLt {kind:?} attribute {attribute}")));
+        };
+        if value.len() != size {
+            let message =
+                format!("{kind:?} attribute {attribute} has {size} bytes, not {}", value.len());
+            return Err(self.blas_refuse(
+                Class::InvalidArgument,
+                "cublasLt set attribute",
+                message,
+            ));
+        }
+        self.lt_object(kind, object, "cublasLt set attribute")?
+            .attributes
+            .insert(attribute, value.to_vec());
+        Ok(())
+    }
+
+    /// The bytes of an attribute that was set, zeros otherwise.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`, `NOT_SUPPORTED`.
+    pub fn lt_get(
+        &mut self,
+        kind: LtAttribute,
+        object: u64,
+        attribute: i32,
+    ) -> BlasOutcome<Vec<u8>> {
+        let Some(size) = kind.size(attribute) else {
+            return Err(self.blas_unsupported(&format!("cublasLt {kind:?} attribute {attribute}")));
+        };
+        let found = self.lt_object(kind, object, "cublasLt get attribute")?;
+        Ok(found.attributes.get(&attribute).cloned().unwrap_or_else(|| vec![0; size]))
+    }
+
+    fn lt_number(
+        &mut self,
+        kind: LtAttribute,
+        object: u64,
+        attribute: i32,
+        default: i64,
+    ) -> BlasOutcome<i64> {
+        let found = self.lt_object(kind, object, "cublasLtMatmul")?;
+        let Some(bytes) = found.attributes.get(&attribute) else { return Ok(default) };
+        let mut raw = [0; 8];
+        raw[..bytes.len()].copy_from_slice(bytes);
+        let value = i64::from_le_bytes(raw);
+        Ok(if bytes.len() == 4 { i64::from(value as i32) } else { value })
+    }
+
+    /// The workspace a preference allows, in bytes.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE`.
+    pub fn lt_workspace_limit(&mut self, preference: u64) -> BlasOutcome<u64> {
+        Ok(self.lt_number(LtAttribute::Preference, preference, 1, 0)? as u64)
+    }
+
+    fn lt_layout(&mut self, layout: u64, what: &str) -> BlasOutcome<Layout> {
+        let number = |runtime: &mut Self, attribute, default| {
+            runtime.lt_number(LtAttribute::Layout, layout, attribute, default)
+        };
+        let code = number(self, 0, 0)? as i32;
+        let order = number(self, 1, 0)?;
+        let (rows, cols, ld) = (number(self, 2, 0)?, number(self, 3, 0)?, number(self, 4, 0)?);
+        let (batch, stride) = (number(self, 5, 1)?, number(self, 6, 0)?);
+        let Some(dtype) = Dtype::from_cuda(code) else {
+            return Err(self.blas_unsupported(&format!("a cublasLt layout of cudaDataType {code}")));
+        };
+        if !(0..=1).contains(&order) {
+            return Err(self.blas_unsupported(&format!("cublasLt matrix order {order}")));
+        }
+        if rows <= 0 || cols <= 0 || batch <= 0 {
+            let message =
+                format!("{what} is {rows} x {cols} with a batch of {batch}; all must be above 0");
+            return Err(self.blas_refuse(Class::InvalidArgument, "cublasLtMatmul", message));
+        }
+        let needed = if order == 0 { rows } else { cols };
+        if ld < needed {
+            let message = format!(
+                "the leading dimension of {what} is {ld}, but {what} is {rows} x {cols}, {}-major, and needs at least {needed}",
+                if order == 0 { "column" } else { "row" }
+            );
+            return Err(self.blas_refuse(Class::InvalidArgument, "cublasLtMatmul", message));
+        }
+        let (rows, cols, ld) = (rows as u64, cols as u64, ld as u64);
+        let view = if order == 0 {
+            View::column_major(dtype, rows, cols, ld)
+        } else {
+            View::column_major(dtype, cols, rows, ld).transposed()
+        };
+        Ok(Layout { view, batch: batch as u64, stride })
+    }
+
+    /// Whether a matmul with these layouts can be done; the heuristic's and the matmul's checks.
+    fn lt_group(
+        &mut self,
+        desc: u64,
+        layouts: [u64; 4],
+    ) -> BlasOutcome<(Group, [Layout; 4], Dtype)> {
+        let name = "cublasLtMatmul";
+        let number = |runtime: &mut Self, attribute, default| {
+            runtime.lt_number(LtAttribute::Desc, desc, attribute, default)
+        };
+        let compute = number(self, 0, 68)? as i32;
+        let epilogue = number(self, 7, 1)?;
+        if epilogue != 1 {
+            return Err(self.blas_unsupported(&format!("cublasLt epilogue {epilogue}")));
+        }
+        if number(self, 5, 0)? != 0 || number(self, 6, 2)? != 2 {
+            return Err(self.blas_unsupported("cublasLt with a transposed C or a fill mode"));
+        }
+        let scale = number(self, 1, 0)? as i32;
+        let trans = [number(self, 3, 0)?, number(self, 4, 0)?];
+        let mut decoded =
+            [Layout { view: View::column_major(Dtype::F32, 1, 1, 1), batch: 1, stride: 0 }; 4];
+        for ((slot, layout), what) in decoded.iter_mut().zip(layouts).zip(["A", "B", "C", "D"]) {
+            *slot = self.lt_layout(layout, what)?;
+        }
+        for (layout, trans) in decoded.iter_mut().zip(trans) {
+            match trans {
+                0 => {}
+                1 | 2 => layout.view = layout.view.transposed(),
+                _ => return Err(BlasStatus::INVALID_VALUE),
+            }
+        }
+        let [a, b, c, d] = decoded.map(|layout| layout.view);
+        if a.cols != b.rows
+            || a.rows != d.rows
+            || b.cols != d.cols
+            || (c.rows, c.cols) != (d.rows, d.cols)
+        {
+            let message = format!(
+                "op(A) is {} x {}, op(B) {} x {}, C {} x {}, D {} x {}: they do not fit together",
+                a.rows, a.cols, b.rows, b.cols, c.rows, c.cols, d.rows, d.cols
+            );
+            return Err(self.blas_refuse(Class::InvalidArgument, name, message));
+        }
+        if decoded.iter().any(|layout| layout.batch != decoded[3].batch) {
+            let message =
+                format!("the batch counts differ: {:?}", decoded.map(|layout| layout.batch));
+            return Err(self.blas_refuse(Class::InvalidArgument, name, message));
+        }
+        let types =
+            product_types(a.dtype, b.dtype, d.dtype, compute, 0).filter(|_| c.dtype == d.dtype);
+        let wanted = types.map(|(_, scalar)| i32::from(scalar == Dtype::F64));
+        let Some((rounding, scalar)) = types.filter(|_| wanted == Some(scale)) else {
+            let what = format!(
+                "cublasLtMatmul with A {:?}, B {:?}, C {:?}, D {:?}, compute type {compute}, scale type {scale}",
+                a.dtype, b.dtype, c.dtype, d.dtype
+            );
+            return Err(self.blas_unsupported(&what));
+        };
+        let zero = Scalar::Value(0.0);
+        let items = Items::Known(Vec::new());
+        Ok((Group { a, b, c, d, alpha: zero, beta: zero, rounding, items }, decoded, scalar))
+    }
+
+    /// `cublasLtMatmulAlgoGetHeuristic`: our one algorithm, if the problem can be done.
+    ///
+    /// # Errors
+    /// As [`Runtime::lt_matmul`].
+    pub fn lt_heuristic(
+        &mut self,
+        handle: u64,
+        desc: u64,
+        layouts: [u64; 4],
+        preference: u64,
+    ) -> BlasOutcome<[u64; 2]> {
+        self.lt_object(LtAttribute::Handle, handle, "cublasLtMatmulAlgoGetHeuristic")?;
+        self.lt_group(desc, layouts)?;
+        let mut alignments = 0;
+        for index in 0..4 {
+            let attribute = MIN_ALIGNMENT_A + index;
+            let bytes = self.lt_number(LtAttribute::Preference, preference, attribute, 256)?;
+            alignments |= (bytes as u64 & 0xFFFF) << (16 * index);
+        }
+        Ok([ALGORITHM, alignments])
+    }
+
+    /// Checks the addresses of a matmul against what its algorithm was chosen for.
+    fn check_alignment(&mut self, addresses: [u64; 4], alignments: u64) -> BlasOutcome<()> {
+        let names = ["A", "B", "C", "D"];
+        for (index, (address, what)) in addresses.into_iter().zip(names).enumerate() {
+            let wanted = (alignments >> (16 * index) & 0xFFFF).max(1);
+            if !address.is_multiple_of(wanted) {
+                let message = format!(
+                    "{what} at {address:#x} is not a multiple of the {wanted} bytes that the \
+                     heuristic assumed; set CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_{what}_BYTES"
+                );
+                return Err(self.blas_refuse(Class::Misaligned, "cublasLtMatmul", message));
+            }
+        }
+        Ok(())
+    }
+
+    /// `cublasLtMatmul`: D = alpha · op(A) · op(B) + beta · C.
+    ///
+    /// D overlaps neither A nor B; it may be C; C may be A or B.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` for arguments the manual forbids, `NOT_SUPPORTED` for what is not modelled,
+    /// an injected status, `EXECUTION_FAILED` in a context with an error.
+    pub fn lt_matmul(&mut self, call: &Matmul) -> BlasOutcome<()> {
+        let name = "cublasLtMatmul";
+        self.lt_object(LtAttribute::Handle, call.handle, name)?;
+        let (mut group, layouts, scalar) = self.lt_group(call.desc, call.layouts)?;
+        if call.algorithm.is_some_and(|algorithm| algorithm[0] != ALGORITHM) {
+            let message = "the algorithm did not come from cublasLtMatmulAlgoGetHeuristic";
+            return Err(self.blas_refuse(Class::InvalidArgument, name, message));
+        }
+        let mode = self.lt_number(LtAttribute::Desc, call.desc, 2, 0)? as i32;
+        if !(0..=1).contains(&mode) {
+            return Err(self.blas_unsupported(&format!("cublasLt pointer mode {mode}")));
+        }
+        if call.scalars.contains(&0) {
+            return Err(self.blas_refuse(
+                Class::InvalidArgument,
+                name,
+                "alpha or beta is a null pointer",
+            ));
+        }
+        group.alpha = self.read_scalar(call.scalars[0], scalar, mode, name)?;
+        group.beta = self.read_scalar(call.scalars[1], scalar, mode, name)?;
+        // A null C is allowed where beta is 0.
+        let c_base = match call.addresses[2] {
+            0 if !group.may_read_c() => call.addresses[3],
+            address => address,
+        };
+        let bases = [call.addresses[0], call.addresses[1], c_base, call.addresses[3]];
+        if let Some([_, alignments]) = call.algorithm {
+            self.check_alignment(bases, alignments)?;
+        }
+        let items: Vec<Item> = (0..layouts[3].batch)
+            .map(|index| {
+                let mut at = bases;
+                for (address, layout) in at.iter_mut().zip(&layouts) {
+                    let bytes = layout.stride.wrapping_mul(layout.view.dtype.size() as i64);
+                    *address = address.wrapping_add_signed(bytes.wrapping_mul(index as i64));
+                }
+                let [a, b, c, d] = at;
+                Item { a, b, c, d }
+            })
+            .collect();
+        self.check_known(&group, &items, name)?;
+        group.items = Items::Known(items);
+        let (address, bytes) = call.workspace;
+        let workspace = if address == 0 || bytes == 0 {
+            None
+        } else {
+            self.check_workspace(address, bytes, name)?;
+            Some(Span::new(address, bytes))
+        };
+        self.submit_product(call.stream, name, Product { groups: vec![group], workspace })
+    }
+}

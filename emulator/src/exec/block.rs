@@ -1,0 +1,380 @@
+//! One block: its warps, barriers and schedule.
+
+use super::alu::Lanes;
+use super::clocks::{Clocks, Release};
+use super::launch::{Counters, Launch};
+use super::shared::SharedMemory;
+use super::step::Outcome;
+use super::trace::Trace;
+use super::warp::{Fragment, Wait, Warp, thread_index};
+use crate::finding::{Checked, Finding, FindingKind};
+use crate::ptx::ir::{BarrierKind, Op};
+
+/// Barriers per block.
+pub(crate) const BARRIERS: usize = 16;
+
+/// A violation by a lane of the warp that is executing.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) lane: u32,
+    pub(crate) finding: Box<Finding>,
+}
+
+/// Result of executing an instruction.
+pub(crate) type Step<T> = Result<T, Box<Fault>>;
+
+/// Fails with a finding of the lowest lane in `lanes`.
+pub(crate) fn fault<T>(lanes: u32, finding: Box<Finding>) -> Step<T> {
+    Err(Box::new(Fault { lane: lanes.trailing_zeros() & 31, finding }))
+}
+
+/// Who has arrived at a barrier.
+#[derive(Debug, Default)]
+pub(crate) struct Barrier {
+    /// Lanes that arrived, by warp.
+    pub(crate) arrived: Vec<u32>,
+    pub(crate) threads: Option<u32>,
+    pub(crate) count: u32,
+    pub(crate) all: bool,
+    pub(crate) release: Release,
+}
+
+/// What instructions need besides their warp.
+pub(crate) struct Core<'a> {
+    pub(crate) launch: &'a Launch<'a>,
+    pub(crate) block: [u32; 3],
+    pub(crate) linear: u64,
+    pub(crate) shared: SharedMemory,
+    pub(crate) clocks: Clocks,
+    pub(crate) trace: Trace,
+    pub(crate) barriers: Vec<Barrier>,
+    pub(crate) counters: Counters,
+    /// Approximate instructions executed, by index in the code's list.
+    pub(crate) approximate: Vec<bool>,
+    pub(crate) loaded: Option<Box<[Lanes; 8]>>,
+}
+
+/// A block, reusable for one after another.
+pub(crate) struct Block<'a> {
+    core: Core<'a>,
+    warps: Vec<Warp>,
+    random: u64,
+}
+
+fn next_random(state: &mut u64) -> u64 {
+    // SplitMix64 (G. Steele, D. Lea, C. Flood, OOPSLA 2014).
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+impl<'a> Block<'a> {
+    pub(crate) fn new(launch: &'a Launch<'a>) -> Self {
+        let count = launch.threads_per_block.div_ceil(32) as usize;
+        let code = &launch.entry.code;
+        let (registers, local) = (code.registers as usize, code.local_bytes as usize);
+        let block = launch.params.block;
+        let warps = (0..count).map(|i| Warp::new(i, block, registers, local)).collect();
+        let core = Core {
+            launch,
+            block: [0; 3],
+            linear: 0,
+            shared: SharedMemory::new(&code.shared, launch.params.dynamic_shared),
+            clocks: Clocks::new(count),
+            trace: Trace::new(),
+            barriers: Vec::new(),
+            counters: Counters::default(),
+            approximate: vec![false; code.approximate.len()],
+            loaded: None,
+        };
+        Self { core, warps, random: 0 }
+    }
+
+    /// What the blocks run so far have done.
+    pub(crate) fn totals(&self) -> (Counters, &[bool]) {
+        (self.core.counters, &self.core.approximate)
+    }
+
+    /// Runs block `linear` to its end.
+    pub(crate) fn run(&mut self, linear: u64) -> Checked<()> {
+        let [x, y, _] = self.core.launch.params.grid.map(u64::from);
+        self.core.block = [(linear % x) as u32, (linear / x % y) as u32, (linear / (x * y)) as u32];
+        self.core.linear = linear;
+        self.core.shared.reset();
+        self.core.trace.reset();
+        self.core.clocks = Clocks::new(self.warps.len());
+        self.core.barriers.clear();
+        for _ in 0..BARRIERS {
+            let arrived = vec![0; self.warps.len()];
+            self.core.barriers.push(Barrier { arrived, ..Barrier::default() });
+        }
+        for warp in &mut self.warps {
+            warp.reset();
+        }
+        self.random = self.core.launch.seed ^ linear.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        self.core.counters.blocks += 1;
+        self.core.counters.threads += u64::from(self.core.launch.threads_per_block);
+        self.schedule()
+    }
+
+    fn schedule(&mut self) -> Checked<()> {
+        let mut runnable: Vec<usize> = (0..self.warps.len()).collect();
+        loop {
+            while !runnable.is_empty() {
+                let draw = next_random(&mut self.random);
+                let slot = (draw % runnable.len() as u64) as usize;
+                let quantum = 16 + (draw >> 32) % 240;
+                let before = self.core.counters.warp_instructions;
+                let blocked = self.run_warp(runnable[slot], quantum)?;
+                let used = self.core.counters.warp_instructions - before;
+                if !self.core.launch.spend(used) {
+                    return Err(self.runaway(runnable[slot]));
+                }
+                if blocked {
+                    runnable.swap_remove(slot);
+                }
+            }
+            if self.warps.iter().all(|warp| warp.live == 0) {
+                return Ok(());
+            }
+            runnable = self.release_barriers()?;
+            if runnable.is_empty() {
+                return Err(self.stuck());
+            }
+        }
+    }
+
+    /// Runs a warp for about `quantum` instructions; `true` if it cannot go on by itself.
+    fn run_warp(&mut self, index: usize, quantum: u64) -> Checked<bool> {
+        let warp = &mut self.warps[index];
+        let mut left = quantum;
+        loop {
+            if warp.fragments.len() > 1 {
+                warp.merge();
+            }
+            let ready = |f: &&(usize, Fragment)| f.1.wait == Wait::None;
+            let fragments: Vec<_> = warp.fragments.iter().copied().enumerate().collect();
+            let Some(&(at, _)) = fragments.iter().filter(ready).min_by_key(|f| f.1.pc) else {
+                if self.core.retry_collectives(warp).map_err(|f| self.core.locate(warp, *f))? {
+                    continue;
+                }
+                return Ok(true);
+            };
+            // Run up to the next fragment's instruction, where the two can join.
+            let others = fragments.iter().filter(|f| f.0 != at);
+            let limit = others.map(|f| f.1.pc).filter(|pc| *pc > fragments[at].1.pc).min();
+            let limit = limit.unwrap_or(u32::MAX);
+            let floor = fragments[at].1.pc;
+            loop {
+                if left == 0 {
+                    return Ok(false);
+                }
+                left -= 1;
+                match self.core.step(warp, at) {
+                    Ok(Outcome::Continue) => {}
+                    Ok(Outcome::Reschedule) => break,
+                    Err(fault) => {
+                        let pc = warp.fragments.get(at).map_or(0, |fragment| fragment.pc);
+                        return Err(self.core.locate_at(warp, pc, *fault));
+                    }
+                }
+                let pc = warp.fragments[at].pc;
+                if fragments.len() > 1 && (pc >= limit || pc < floor) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Completes every barrier all of whose threads have arrived; returns the warps that can run.
+    fn release_barriers(&mut self) -> Checked<Vec<usize>> {
+        let mut runnable = Vec::new();
+        for id in 0..BARRIERS {
+            let barrier = &self.core.barriers[id];
+            if barrier.arrived.iter().all(|lanes| *lanes == 0) {
+                continue;
+            }
+            // Threads that exited cannot arrive any more; they do not hold the others up, but are
+            // reported below. A thread that arrived without waiting may have exited since.
+            let missing = |warp: &Warp| warp.live & !barrier.arrived[warp.index];
+            let takes_part = |warp: &&Warp| barrier.arrived[warp.index] != 0;
+            let done = match barrier.threads {
+                Some(threads) => {
+                    let warps = self.warps.iter().filter(takes_part);
+                    warps.clone().all(|warp| missing(warp) == 0)
+                        && warps.count() as u32 * 32 >= threads
+                }
+                None => self.warps.iter().all(|warp| missing(warp) == 0),
+            };
+            if !done {
+                continue;
+            }
+            if let Some(warp) = self.warps.iter().find(|warp| {
+                let exited = warp.launched & !warp.live & !barrier.arrived[warp.index];
+                exited != 0 && (barrier.threads.is_none() || takes_part(warp))
+            }) {
+                return Err(self.exited_before_barrier(id as u32, warp));
+            }
+            let arrived = vec![0; self.warps.len()];
+            let fresh = Barrier { arrived, ..Barrier::default() };
+            let barrier = std::mem::replace(&mut self.core.barriers[id], fresh);
+            let waits = Wait::Barrier(id as u32);
+            let waiting: Vec<usize> = self
+                .warps
+                .iter()
+                .filter(|warp| warp.fragments.iter().any(|f| f.wait == waits))
+                .map(|warp| warp.index)
+                .collect();
+            self.core.clocks.acquire(barrier.release, waiting.iter().copied());
+            for index in waiting {
+                let warp = &mut self.warps[index];
+                for i in 0..warp.fragments.len() {
+                    let fragment = warp.fragments[i];
+                    if fragment.wait != waits {
+                        continue;
+                    }
+                    let instr = &self.core.launch.entry.code.instrs[fragment.pc as usize];
+                    if let Op::Barrier { kind, dst, .. } = &instr.op {
+                        let value = match kind {
+                            BarrierKind::Count => u64::from(barrier.count),
+                            BarrierKind::All => u64::from(barrier.all),
+                            _ => u64::from(barrier.count > 0),
+                        };
+                        warp.write(*dst, fragment.mask, &[value; 32], 0);
+                    }
+                    warp.fragments[i].wait = Wait::None;
+                    warp.fragments[i].pc += 1;
+                }
+                runnable.push(index);
+            }
+        }
+        runnable.sort_unstable();
+        runnable.dedup();
+        Ok(runnable)
+    }
+
+    fn exited_before_barrier(&self, id: u32, warp: &Warp) -> Box<Finding> {
+        let arrived = self.core.barriers[id as usize].arrived[warp.index];
+        let lane = (warp.launched & !warp.live & !arrived).trailing_zeros() & 31;
+        let waiting = self.warps.iter().find_map(|other| {
+            let at = |f: &&Fragment| f.wait == Wait::Barrier(id);
+            other.fragments.iter().find(at).map(|f| (other, *f))
+        });
+        let message = format!(
+            "barrier {id} waits for all threads of the block, but thread {} has exited",
+            text(thread_index(warp.index as u64 * 32 + u64::from(lane), self.params_block()))
+        );
+        let finding = Finding::new(FindingKind::BarrierDivergence, message);
+        let Some((other, fragment)) = waiting else { return finding };
+        let lane = fragment.mask.trailing_zeros() & 31;
+        self.core.locate_at(other, fragment.pc, Fault { lane, finding })
+    }
+
+    fn params_block(&self) -> [u32; 3] {
+        self.core.launch.params.block
+    }
+
+    fn runaway(&self, index: usize) -> Box<Finding> {
+        let warp = &self.warps[index];
+        let finding = Finding::new(
+            FindingKind::InstructionBudget,
+            format!(
+                "the launch executed more than its budget of {} warp instructions",
+                self.core.launch.budget
+            ),
+        );
+        let fragment = warp.fragments.first();
+        let (pc, lanes) = fragment.map_or((0, warp.live), |f| (f.pc, f.mask));
+        let lane = lanes.trailing_zeros() & 31;
+        self.core.locate_at(warp, pc, Fault { lane, finding })
+    }
+
+    /// Nobody can go on: says who waits for what.
+    fn stuck(&self) -> Box<Finding> {
+        let mut waits = Vec::new();
+        let mut culprit: Option<(FindingKind, usize, Fragment)> = None;
+        for warp in &self.warps {
+            for fragment in &warp.fragments {
+                let instr = &self.core.launch.entry.code.instrs[fragment.pc as usize];
+                let (what, kind) = match fragment.wait {
+                    Wait::Barrier(id) => {
+                        let aligned = matches!(instr.op, Op::Barrier { aligned: true, .. });
+                        let partial =
+                            self.core.barriers[id as usize].arrived[warp.index] != warp.launched;
+                        let kind = if aligned && partial {
+                            FindingKind::BarrierDivergence
+                        } else {
+                            FindingKind::Deadlock
+                        };
+                        let count = self.core.barriers[id as usize].threads;
+                        let expected = count.map_or("all".to_owned(), |count| count.to_string());
+                        (format!("at barrier {id} for {expected} threads"), kind)
+                    }
+                    Wait::Lanes(mask) => {
+                        let missing = mask & warp.live & !fragment.mask;
+                        (format!("for lanes 0x{missing:08x} of its warp"), FindingKind::WarpMask)
+                    }
+                    Wait::None => continue,
+                };
+                let rank = |kind| match kind {
+                    FindingKind::WarpMask => 0,
+                    FindingKind::BarrierDivergence => 1,
+                    _ => 2,
+                };
+                if culprit.is_none_or(|(old, ..)| rank(kind) < rank(old)) {
+                    culprit = Some((kind, warp.index, *fragment));
+                }
+                waits.push(format!(
+                    "warp {} lanes 0x{:08x} wait {what} (ptx line {})",
+                    warp.index, fragment.mask, instr.line
+                ));
+            }
+            let exited = warp.launched & !warp.live;
+            if exited != 0 {
+                waits.push(format!("warp {} lanes 0x{exited:08x} have exited", warp.index));
+            }
+        }
+        let Some((kind, index, fragment)) = culprit else {
+            return Finding::new(FindingKind::Deadlock, "no thread can run");
+        };
+        let message = format!("no thread of the block can go on: {}", waits.join("; "));
+        let finding = Finding::new(kind, message);
+        let lane = fragment.mask.trailing_zeros() & 31;
+        self.core.locate_at(&self.warps[index], fragment.pc, Fault { lane, finding })
+    }
+}
+
+/// An index as text.
+pub(crate) fn text([x, y, z]: [u32; 3]) -> String {
+    format!("({x}, {y}, {z})")
+}
+
+impl Core<'_> {
+    /// Adds kernel, block, thread, PTX line and source line to a fault's finding.
+    pub(crate) fn locate_at(&self, warp: &Warp, pc: u32, fault: Fault) -> Box<Finding> {
+        let mut finding = fault.finding;
+        let launch = self.launch;
+        let code = &launch.entry.code;
+        finding.kernel = Some(launch.entry.name.clone());
+        finding.block = Some(self.block);
+        let linear = warp.index as u64 * 32 + u64::from(fault.lane);
+        finding.thread = Some(thread_index(linear, launch.params.block));
+        if let Some(instr) = code.instrs.get(pc as usize) {
+            let module = launch.module.module();
+            finding.ptx_line = Some(instr.line);
+            finding.ptx_text = module.line(instr.line).map(str::to_owned);
+            let location = (instr.location as usize).checked_sub(1);
+            finding.source = location
+                .and_then(|i| code.locations.get(i))
+                .and_then(|location| module.source_line(*location));
+        }
+        finding
+    }
+
+    fn locate(&self, warp: &Warp, fault: Fault) -> Box<Finding> {
+        let pc = warp.fragments.first().map_or(0, |fragment| fragment.pc);
+        self.locate_at(warp, pc, fault)
+    }
+}

@@ -1,0 +1,97 @@
+//! Running a program under a seed, and checking a planted bug against its repaired twin.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::Command,
+    sync::OnceLock,
+};
+
+use cuda_emulator::{Class, Config, Emulator, Log, Report};
+
+/// Fetches NVRTC into target/ unless it is there; `false` when tests that need it are to be
+/// skipped (`CUDA_EMULATOR_SKIP_NVRTC=1`).
+pub(crate) fn fetch_nvrtc() -> bool {
+    static FETCHED: OnceLock<bool> = OnceLock::new();
+    *FETCHED.get_or_init(|| {
+        if std::env::var_os("CUDA_EMULATOR_SKIP_NVRTC").is_some() {
+            return false;
+        }
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/fetch-nvrtc");
+        let output = Command::new(script).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        true
+    })
+}
+
+/// The seeds a repaired twin runs under.
+pub(crate) const SEEDS: std::ops::Range<u64> = 0..20;
+
+/// Which of the two programs to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Twin {
+    Buggy,
+    Fixed,
+}
+
+/// What a run produced.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) findings: Vec<Report>,
+    pub(crate) output: Vec<u8>,
+    /// The program ended with an error of its own, as programs do after a finding.
+    pub(crate) failed: bool,
+}
+
+/// The default device, the given seed, findings kept from standard error.
+pub(crate) fn config(seed: u64) -> Config {
+    let mut config = Config::with_seed(seed);
+    config.log = Log::Quiet;
+    config
+}
+
+/// Runs a program that must not fail.
+pub(crate) fn run(seed: u64, program: impl Fn() -> Vec<u8>) -> Run {
+    let emulator = Emulator::load(config(seed)).unwrap();
+    let output = program();
+    Run { findings: emulator.finish().unwrap(), output, failed: false }
+}
+
+/// Runs a program that may fail.
+pub(crate) fn run_failing(seed: u64, program: impl Fn() -> Vec<u8>) -> Run {
+    let emulator = Emulator::load(config(seed)).unwrap();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let result = catch_unwind(AssertUnwindSafe(program));
+    std::panic::set_hook(hook);
+    let failed = result.is_err();
+    let findings = if failed { emulator.findings() } else { emulator.finish() }.unwrap();
+    Run { findings, output: result.unwrap_or_default(), failed }
+}
+
+/// The buggy program is found out under every seed, with the first findings of these classes;
+/// the same seed finds the same; the repaired one is clean and bit-identical under every seed.
+pub(crate) fn check(expected: &[Class], program: impl Fn(Twin) -> Vec<u8>) {
+    for seed in SEEDS {
+        let run = run_failing(seed, || program(Twin::Buggy));
+        let classes: Vec<Class> = run.findings.iter().map(|finding| finding.class).collect();
+        assert!(classes.starts_with(expected), "seed {seed}: {:#?}", run.findings);
+    }
+    let again: Vec<Vec<String>> = (0..2)
+        .map(|_| {
+            let run = run_failing(7, || program(Twin::Buggy));
+            run.findings
+                .iter()
+                .map(|finding| format!("{:?} {}", finding.class, finding.operation))
+                .collect()
+        })
+        .collect();
+    assert_eq!(again[0], again[1], "the same seed must find the same");
+    let mut first: Option<Vec<u8>> = None;
+    for seed in SEEDS {
+        let run = run(seed, || program(Twin::Fixed));
+        assert_eq!(run.findings, [], "seed {seed}");
+        let bits = first.get_or_insert_with(|| run.output.clone());
+        assert_eq!(*bits, run.output, "seed {seed}");
+    }
+}
