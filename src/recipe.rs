@@ -209,10 +209,9 @@ impl Builder {
                 // The square is completed: with Z = √|e|·(R² + d/(2e)·R), e·R⁴ + d·R³ + c·R² + b·R is
                 // ±Z² + beta·Z + gamma·R. Minimax steps nearly touch zero twice, so gamma is small, and
                 // Z², unlike a product of two different rounded matrices, is symmetric before it is
-                // mirrored: mirroring moves the error of large eigenvalues onto small ones. Largest
-                // bf16 error of nonic3_band12 over the eight spectra, 160 × 320: 0.045; as a product of
-                // two quadratics 0.05, and up to 0.4 at 32 × 64 where this form has 0.1; with the
-                // addends rounded to 16 bit before the product 0.6 (NUMERICS.md).
+                // mirrored: mirroring moves the error of large eigenvalues onto small ones. In bf16 the
+                // product of two quadratics, its addends rounded first, erred by 43 at 32 × 64 where this
+                // form errs by 0.21 at 48 × 96 (nonic3_band12, worst of eight spectra; NUMERICS.md).
                 let (root, half) = (e.abs().sqrt(), d / (2.0 * e));
                 let beta = (c - e * half * half) / root;
                 let gamma = b - beta * root * half;
@@ -276,7 +275,7 @@ impl Recipe {
                 let last = i + 1 == size;
                 let r_next = (!last).then(|| {
                     // (S + g)·R·(S + g) with R in the middle: noise in S that does not commute with R
-                    // then stays what it is. (S + g)²·R multiplies it by g (tests/gram_precision.rs).
+                    // then stays what it is. (S + g)²·R multiplies it by g.
                     let w = b.symmetric(step.alpha, r, step.s, step.g, r);
                     let r_next = b.symmetric(step.alpha, step.s, w, step.g, w);
                     b.release(w);

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// constant term.
 ///
 /// `Z₁ = s·(y² + p₁·y)`, `Z₂ = s·sign·(y² + p₂·y)`. The constants `a₁`, `a₂` multiply an identity
-/// that is never formed: that is what keeps the evaluation accurate in 16 bit (NUMERICS.md).
+/// that is never formed. Recipes complete the square instead, which rounds better (NUMERICS.md).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NonicFactors {
     /// `√|c9|`.

@@ -11,8 +11,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use crate::precision::Precision;
 
 /// Largest side of a diagonal tile of a symmetric result. Large tiles use the cache better, small ones
-/// waste less on packing and divide the work more finely: 192 to 256 are within 3% of each other at
-/// 768 × 3072 on two cores of an AMD EPYC (Zen 3).
+/// waste less on packing and divide the work more finely.
 const TRIANGLE: usize = 256;
 
 /// Largest height and width of a tile of a general result. Its operands are packed once a tile, so it

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Carries optimizer state between PyTorch and muon-cuda.
+
+The safetensors form holds, for each named parameter, `NAME.momentum_buffer` (torch.optim.Muon), or `NAME.exp_avg`,
+`NAME.exp_avg_sq` and `NAME.step` (torch.optim.AdamW), as `Muon::export_torch_state` writes it and
+`Muon::import_torch_state` reads it. PyTorch numbers parameters instead of naming them, so this is a module:
+
+    from torch_state import save_state, load_state
+    save_state({muon: muon_names, adamw: adamw_names}, "state.safetensors")   # names in the optimizers' order
+    load_state({muon: muon_names, adamw: adamw_names}, "state.safetensors")
+
+where `muon_names = [name for name, p in model.named_parameters() if …]` in the order given to the optimizer.
+Run as a script it checks itself.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+BUFFERS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")
+
+
+def parameters(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def named(optimizers):
+    for optimizer, names in optimizers.items():
+        params = parameters(optimizer)
+        if len(names) != len(params):
+            raise ValueError(f"expected {len(params)} names, found {len(names)}")
+        for name, p in zip(names, params):
+            yield optimizer, name, p
+
+
+def save_state(optimizers, path):
+    """Writes the state of {optimizer: names of its parameters in order}."""
+    tensors = {}
+    for optimizer, name, p in named(optimizers):
+        for key, value in optimizer.state[p].items():
+            if key not in BUFFERS:
+                raise ValueError(f"{name}: state `{key}` has no counterpart in muon-cuda")
+            tensors[f"{name}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+    save_file(tensors, str(path))
+
+
+def load_state(optimizers, path):
+    """Replaces the state of {optimizer: names of its parameters in order}; nothing changes on an error."""
+    tensors = load_file(str(path))
+    states = []
+    for optimizer, name, p in named(optimizers):
+        state = {k: tensors[f"{name}.{k}"] for k in BUFFERS if f"{name}.{k}" in tensors}
+        if not state:
+            raise KeyError(f"{path} has no state for {name}")
+        for key, value in state.items():
+            if key != "step" and value.shape != p.shape:
+                raise ValueError(f"{name}.{key}: expected {tuple(p.shape)}, found {tuple(value.shape)}")
+            state[key] = value.to(p.device)
+        states.append((optimizer, p, state))
+    for optimizer, p, state in states:
+        optimizer.state[p] = state
+
+
+def main():
+    torch.manual_seed(0)
+
+    def model():
+        return [torch.nn.Parameter(torch.randn(6, 4)), torch.nn.Parameter(torch.randn(6))]
+
+    def optimizers(params):
+        return {torch.optim.Muon([params[0]]): ["w"], torch.optim.AdamW([params[1]]): ["b"]}
+
+    def step(params, opts):
+        for i, p in enumerate(params):
+            p.grad = torch.sin(p.detach() + i)
+        for optimizer in opts:
+            optimizer.step()
+
+    first = model()
+    opts = optimizers(first)
+    for _ in range(3):
+        step(first, opts)
+    second = [torch.nn.Parameter(p.detach().clone()) for p in first]
+    others = optimizers(second)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        save_state(opts, path)
+        load_state(others, path)
+    step(first, opts)
+    step(second, others)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    print("state goes out and comes back: the next step is equal bit for bit")
+
+
+if __name__ == "__main__":
+    main()
