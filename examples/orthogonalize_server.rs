@@ -3,15 +3,17 @@
 //!
 //! A request is a line `ROWS COLS SCHEDULE PRECISION INPUT OUTPUT`: `INPUT` is a file of little-endian f32,
 //! row-major; the result goes to `OUTPUT`, or nowhere if that is `-`. The answer is a line
-//! `SECONDS METHOD GFLOP`. Schedule `svd` is the exact polar factor. The input is kept while its name stays
-//! the same.
+//! `SECONDS METHOD GFLOP`. Schedule `svd` is the exact polar factor; `NAME@2,1` forces Gram groups of 2 and 1
+//! iterations. The input is kept while its name stays the same.
 #![allow(clippy::print_stdout, reason = "an example that answers on stdout")]
 
 use std::error::Error;
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-use muon_cuda::{Cpu, MatrixShape, OrthogonalizeOptions, Orthogonalizer, Precision, orthogonalize};
+use muon_cuda::{
+    Cpu, MatrixShape, MethodChoice, OrthogonalizeOptions, Orthogonalizer, Precision, orthogonalize,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut cpu = Cpu::new()?;
@@ -28,6 +30,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             input = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             file.clone_into(&mut loaded);
         }
+        let (schedule, method) = match schedule.split_once('@') {
+            Some((name, groups)) => {
+                let groups =
+                    groups.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+                (name, MethodChoice::Gram(groups))
+            }
+            None => (schedule, MethodChoice::Auto),
+        };
         let orthogonalizer = match schedule {
             "svd" => Orthogonalizer::ExactSvd,
             name => Orthogonalizer::preset(name)?,
@@ -37,8 +47,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             "fp16" => Precision::Fp16,
             _ => Precision::F32,
         };
-        let options =
-            OrthogonalizeOptions { orthogonalizer, precision, ..OrthogonalizeOptions::default() };
+        let options = OrthogonalizeOptions {
+            orthogonalizer,
+            precision,
+            method,
+            ..OrthogonalizeOptions::default()
+        };
         let mut output = vec![0.0f32; shape.len()];
         let start = Instant::now();
         let done = orthogonalize(&mut cpu, shape, &input[..], &mut output[..], &options)?;
