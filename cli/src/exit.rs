@@ -53,6 +53,12 @@ pub(crate) fn code(error: &Error) -> ExitCode {
     ExitCode::from(if nonsense { 2 } else { 1 })
 }
 
+/// Whether the other end of our output was closed.
+pub(crate) fn is_broken_pipe(error: &Error) -> bool {
+    let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    error.chain().any(|e| e.downcast_ref::<std::io::Error>().is_some_and(broken))
+}
+
 /// The error and its causes, outermost first, without those that the line above already says.
 pub(crate) fn describe(error: &Error) -> String {
     let mut out = error.to_string();
@@ -70,6 +76,13 @@ pub(crate) fn describe(error: &Error) -> String {
 mod tests {
     use super::*;
     use anyhow::Context as _;
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        let closed = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&Error::new(closed).context("print")));
+        assert!(!is_broken_pipe(&Error::new(std::io::Error::other("disk full"))));
+    }
 
     #[test]
     fn causes_are_printed_once_and_decide_the_code() {

@@ -25,6 +25,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli.command) {
         Ok(ended) => ended.into(),
+        // The reader of our output has seen enough (`muon schedules | head`).
+        Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", exit::describe(&error));
             exit::code(&error)
