@@ -86,7 +86,8 @@ pub trait Device: fmt::Debug + Sized {
     fn find_non_finite(&mut self, tensors: &[StepTensor<'_, Self>]) -> Result<Option<usize>>;
 
     /// Blends each gradient with its momentum into a direction, writes it to the workspace as the iterate,
-    /// normalised as the bucket asks, and notes which matrices are not finite. No state is written.
+    /// normalised as the bucket asks and rounded once, and notes which matrices are not finite. The momentum of
+    /// the finite ones may be committed here or in `pass_b`.
     ///
     /// # Errors
     /// A failed device.
@@ -95,7 +96,7 @@ pub trait Device: fmt::Debug + Sized {
         plan: &Plan,
         jobs: &[MatrixJob],
         tensors: &[StepTensor<'_, Self>],
-        states: &[Self::State],
+        states: &mut [Self::State],
         workspace: &mut Self::Workspace,
     ) -> Result<()>;
 
@@ -111,8 +112,8 @@ pub trait Device: fmt::Debug + Sized {
         workspace: &mut Self::Workspace,
     ) -> Result<()>;
 
-    /// Commits the momentum and adds the scaled update to the parameter, matrix by matrix; one that is not
-    /// finite is skipped whole and counted.
+    /// Adds the scaled update to the parameter and commits the momentum where that has not happened, matrix by
+    /// matrix; one that is not finite is skipped whole and counted.
     ///
     /// # Errors
     /// A failed device.

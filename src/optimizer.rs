@@ -447,7 +447,7 @@ impl<D: Device> Muon<D> {
                 }
             }
             let jobs = &scratch.jobs;
-            self.device.pass_a(plan, jobs, tensors, &self.states, workspace)?;
+            self.device.pass_a(plan, jobs, tensors, &mut self.states, workspace)?;
             for same_bucket in jobs.chunk_by(|a, b| a.bucket == b.bucket) {
                 let active = same_bucket.len();
                 self.device.orthogonalize(plan, same_bucket[0].bucket, active, workspace)?;

@@ -132,7 +132,7 @@ pub fn orthogonalize<'a, D: Device>(
         },
     }];
     device.gradient_scale(&tensors, 1.0, None)?;
-    device.pass_a(&plan, &jobs, &tensors, &states, &mut workspace)?;
+    device.pass_a(&plan, &jobs, &tensors, &mut states, &mut workspace)?;
     device.orthogonalize(&plan, 0, 1, &mut workspace)?;
     device.pass_b(&plan, &jobs, &mut tensors, &mut states, &workspace)?;
     if device.counters(&states[0])?.skipped != [0] {

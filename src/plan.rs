@@ -32,6 +32,17 @@ pub enum Treatment {
     },
 }
 
+impl Treatment {
+    /// What the direction is stored in: the precision where there are products, else f32.
+    #[must_use]
+    pub fn stored_in(&self, precision: Precision) -> Precision {
+        match self {
+            Self::Polynomial { .. } => precision,
+            Self::Identity | Self::Frobenius | Self::ExactSvd => Precision::F32,
+        }
+    }
+}
+
 /// One matrix of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedMatrix {

@@ -69,19 +69,6 @@ pub enum Op {
         /// Second addend.
         d: Small,
     },
-    /// `out ← alpha·a + beta·b`, elementwise; `out` may be `a` or `b`.
-    Combine {
-        /// Written.
-        out: Small,
-        /// Factor of `a`.
-        alpha: f32,
-        /// First term.
-        a: Small,
-        /// Factor of `b`.
-        beta: f32,
-        /// Second term.
-        b: Small,
-    },
     /// `out ← alpha·Q·X + beta·X` (wide) or `alpha·X·Q + beta·X` (tall).
     Apply {
         /// Written; not `x`.
@@ -196,10 +183,6 @@ impl Builder {
         out
     }
 
-    fn combine(&mut self, out: Small, alpha: f64, a: Small, beta: f64, b: Small) {
-        self.ops.push(Op::Combine { out, alpha: f32(alpha), a, beta: f32(beta), b });
-    }
-
     /// `r(R)` of one polynomial; the caller releases `s` unless it is `r`.
     fn step_factor(&mut self, p: &OddPolynomial, r: Small) -> StepFactor {
         match *p.coefficients() {
@@ -211,13 +194,13 @@ impl Builder {
                 // Z², unlike a product of two different rounded matrices, is symmetric before it is
                 // mirrored: mirroring moves the error of large eigenvalues onto small ones. In bf16 the
                 // product of two quadratics, its addends rounded first, erred by 43 at 32 × 64 where this
-                // form errs by 0.21 at 48 × 96 (nonic3_band12, worst of eight spectra; NUMERICS.md).
+                // form errs by 0.11 at 48 × 96 (nonic3_band12, worst of eight spectra; NUMERICS.md). Adding
+                // beta·Z + gamma·R rounded, so that one addend were left, makes it 0.14, and 3.7 times worse
+                // at 192 × 384.
                 let (root, half) = (e.abs().sqrt(), d / (2.0 * e));
                 let beta = (c - e * half * half) / root;
                 let gamma = b - beta * root * half;
-                let r2 = self.symmetric(1.0, r, r, 0.0, r);
-                self.combine(r2, root, r2, root * half, r);
-                let z = r2;
+                let z = self.symmetric(root, r, r, root * half, r);
                 let s = self.symmetric_sum(e.signum(), z, z, (beta, z), (gamma, r));
                 self.release(z);
                 StepFactor { alpha: 1.0, s, g: a }
@@ -352,7 +335,7 @@ impl Recipe {
             Op::Apply { .. } => {
                 Flops { full: f.full + 2 * n * n * m, symmetric: f.symmetric + 2 * n * n * m }
             }
-            Op::AolScale { .. } | Op::Combine { .. } => f,
+            Op::AolScale { .. } => f,
         })
     }
 

@@ -10,34 +10,59 @@ use crate::coefficients::{CoefficientSchedule, Normalization};
 use crate::precision::Precision;
 use crate::recipe::{Iterate, Op, Recipe};
 
-/// Short side of the emulated matrices. Smaller ones round worse, since a Frobenius-normalised matrix has
-/// larger singular values then; 48 × 96 is what an emulation in a plan's construction can afford.
-const SHORT: usize = 48;
-const LONG: usize = 96;
+/// Sides of the emulated matrices. Noise in a Gram matrix falls with its size, as its entries do, so a verdict
+/// holds for larger matrices and not for smaller ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Size {
+    short: usize,
+    long: usize,
+    /// `10^(-3/(short - 1))`: `short` values over three decades; its powers span five and nine.
+    ratios: [u64; 3],
+}
 
-/// Singular values the emulation runs on, the hardest first.
+impl Size {
+    /// What a plan's construction can afford for every grouping.
+    pub(crate) const SMALL: Self = Self::new(48, 96, RATIOS_48);
+    /// For short sides from 128 on.
+    pub(crate) const LARGE: Self = Self::new(128, 256, RATIOS_128);
+
+    const fn new(short: usize, long: usize, ratios: [f64; 3]) -> Self {
+        Self {
+            short,
+            long,
+            ratios: [ratios[0].to_bits(), ratios[1].to_bits(), ratios[2].to_bits()],
+        }
+    }
+
+    /// The short side.
+    pub(crate) fn short(self) -> usize {
+        self.short
+    }
+}
+
+/// `10^(-d/47)` and `10^(-d/127)` for d = 3, 5 and 9: 48 and 128 values over that many decades.
+const RATIOS_48: [f64; 3] =
+    [0.863_316_840_701_158_3, 0.782_739_086_833_749_3, 0.643_443_826_332_899_3];
+const RATIOS_128: [f64; 3] = [0.9470610000772238, 0.9133346228248623, 0.8494422498263797];
+
+/// Singular values the emulation runs on, the hardest first; the number is a position among the ratios.
 const SPECTRA: [Spectrum; 8] = [
-    Spectrum::Geometric { ratio: RATIO_1E_5 },
+    Spectrum::Geometric { ratio: 1 },
     Spectrum::HalfRank,
-    Spectrum::Geometric { ratio: RATIO_1E_9 },
-    Spectrum::Geometric { ratio: RATIO_1E_3 },
+    Spectrum::Geometric { ratio: 2 },
+    Spectrum::Geometric { ratio: 0 },
     Spectrum::Harmonic,
     Spectrum::Linear,
     Spectrum::Outlier,
     Spectrum::Gaussian,
 ];
 
-/// `10^(-3/47)`, `10^(-5/47)` and `10^(-9/47)`: 48 values over 3, 5 and 9 decades.
-const RATIO_1E_3: f64 = 0.863_316_840_701_158_3;
-const RATIO_1E_5: f64 = 0.782_739_086_833_749_3;
-const RATIO_1E_9: f64 = 0.643_443_826_332_899_3;
-
 #[derive(Debug, Clone, Copy)]
 enum Spectrum {
     /// A matrix of independent normal numbers.
     Gaussian,
     /// `σₖ = ratioᵏ`.
-    Geometric { ratio: f64 },
+    Geometric { ratio: usize },
     /// `σₖ = 1 − k/n`.
     Linear,
     /// Half of the singular values 1, the others 0.
@@ -54,6 +79,7 @@ pub(crate) fn rounding_error(
     schedule: &CoefficientSchedule,
     recipe: &Recipe,
     precision: Precision,
+    size: Size,
     limit: f64,
 ) -> f64 {
     let safety = match schedule.normalization() {
@@ -62,9 +88,9 @@ pub(crate) fn rounding_error(
     };
     let mut worst = 0.0f64;
     for spectrum in SPECTRA {
-        let x = input(spectrum, safety, precision);
-        let exact = run(recipe, x.iter().map(|&x| f64::from(x)).collect(), |x| x);
-        let rounded = run(recipe, x, |x| precision.round(x));
+        let x = input(spectrum, safety, precision, size);
+        let exact = run(recipe, size, x.iter().map(|&x| f64::from(x)).collect(), |x| x);
+        let rounded = run(recipe, size, x, |x| precision.round(x));
         let (mut distance, mut norm) = (0.0, 0.0);
         for (&e, &r) in exact.iter().zip(&rounded) {
             let d = f64::from(r) - e;
@@ -81,27 +107,28 @@ pub(crate) fn rounding_error(
     worst
 }
 
-/// A matrix `SHORT × LONG` with that spectrum in random bases, normalised and rounded.
-fn input(spectrum: Spectrum, safety: f64, precision: Precision) -> Vec<f32> {
+/// A wide matrix of that size with that spectrum in random bases, normalised and rounded.
+fn input(spectrum: Spectrum, safety: f64, precision: Precision, size: Size) -> Vec<f32> {
+    let Size { short, long, ratios } = size;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let x = match spectrum {
-        Spectrum::Gaussian => random.normals(SHORT * LONG),
+        Spectrum::Gaussian => random.normals(short * long),
         _ => {
-            let u = orthonormal_rows(&mut random, SHORT);
-            let v = orthonormal_rows(&mut random, LONG);
-            let mut x = vec![0.0; SHORT * LONG];
+            let u = orthonormal_rows(&mut random, short, short);
+            let v = orthonormal_rows(&mut random, short, long);
+            let mut x = vec![0.0; short * long];
             let mut power = 1.0;
-            for k in 0..SHORT {
+            for k in 0..short {
                 let position = k as f64;
                 let sigma = match spectrum {
                     Spectrum::Gaussian => 0.0,
                     Spectrum::Geometric { ratio } => {
                         let sigma = power;
-                        power *= ratio;
+                        power *= f64::from_bits(ratios[ratio]);
                         sigma
                     }
-                    Spectrum::Linear => 1.0 - position / SHORT as f64,
-                    Spectrum::HalfRank => f64::from(u8::from(k < SHORT / 2)),
+                    Spectrum::Linear => 1.0 - position / short as f64,
+                    Spectrum::HalfRank => f64::from(u8::from(k < short / 2)),
                     Spectrum::Outlier => {
                         if k == 0 {
                             1.0
@@ -111,9 +138,9 @@ fn input(spectrum: Spectrum, safety: f64, precision: Precision) -> Vec<f32> {
                     }
                     Spectrum::Harmonic => 1.0 / (position + 1.0),
                 };
-                let row = &v[k * LONG..(k + 1) * LONG];
-                for (i, x) in x.chunks_mut(LONG).enumerate() {
-                    let factor = sigma * u[k * SHORT + i];
+                let row = &v[k * long..(k + 1) * long];
+                for (i, x) in x.chunks_mut(long).enumerate() {
+                    let factor = sigma * u[k * short + i];
                     for (x, v) in x.iter_mut().zip(row) {
                         *x += factor * v;
                     }
@@ -131,10 +158,10 @@ fn narrow(x: f64) -> f32 {
     x as f32
 }
 
-/// `SHORT` orthonormal rows of length `len`, by Gram–Schmidt twice over.
-fn orthonormal_rows(random: &mut Random, len: usize) -> Vec<f64> {
-    let mut a = random.normals(SHORT * len);
-    for i in 0..SHORT {
+/// That many orthonormal rows of length `len`, by Gram–Schmidt twice over.
+fn orthonormal_rows(random: &mut Random, rows: usize, len: usize) -> Vec<f64> {
+    let mut a = random.normals(rows * len);
+    for i in 0..rows {
         let (done, rest) = a.split_at_mut(i * len);
         let row = &mut rest[..len];
         for _ in 0..2 {
@@ -195,60 +222,53 @@ impl Real for f64 {
     }
 }
 
-/// The result of a recipe on a wide `SHORT × LONG` iterate; `store` rounds what an operation writes.
-fn run<T: Real>(recipe: &Recipe, x: Vec<T>, store: impl Fn(T) -> T) -> Vec<T> {
-    let mut iterates = [x, vec![T::default(); SHORT * LONG]];
-    let mut small = vec![vec![T::default(); SHORT * SHORT]; recipe.small_buffers()];
+/// The result of a recipe on a wide iterate of that size; `store` rounds what an operation writes.
+fn run<T: Real>(recipe: &Recipe, size: Size, x: Vec<T>, store: impl Fn(T) -> T) -> Vec<T> {
+    let Size { short, long, .. } = size;
+    let mut iterates = [x, vec![T::default(); short * long]];
+    let mut small = vec![vec![T::default(); short * short]; recipe.small_buffers()];
     let index = |x: Iterate| usize::from(x == Iterate::X1);
     for op in recipe.ops() {
         match *op {
             Op::Gram { x, out } => {
                 let x = &iterates[index(x)];
                 let transposed: Vec<T> =
-                    (0..LONG * SHORT).map(|i| x[(i % SHORT) * LONG + i / SHORT]).collect();
-                small[out.0] = product(x, &transposed, SHORT);
+                    (0..long * short).map(|i| x[(i % short) * long + i / short]).collect();
+                small[out.0] = product(x, &transposed, short, short);
                 small[out.0].iter_mut().for_each(|x| *x = store(*x));
             }
             Op::AolScale { x, r } => {
                 let d: Vec<T> = small[r.0]
-                    .chunks(SHORT)
+                    .chunks(short)
                     .map(|row| {
                         let sum = row.iter().fold(T::default(), |a, x| a + x.abs());
                         let floor = T::from(f32::MIN_POSITIVE);
                         (if sum < floor { floor } else { sum }).inverse_sqrt()
                     })
                     .collect();
-                for (i, row) in small[r.0].chunks_mut(SHORT).enumerate() {
+                for (i, row) in small[r.0].chunks_mut(short).enumerate() {
                     row.iter_mut().zip(&d).for_each(|(x, &dj)| *x = store(*x * d[i] * dj));
                 }
-                for (row, &d) in iterates[index(x)].chunks_mut(LONG).zip(&d) {
+                for (row, &d) in iterates[index(x)].chunks_mut(long).zip(&d) {
                     row.iter_mut().for_each(|x| *x = store(*x * d));
                 }
             }
             Op::Symmetric { out, alpha, a, b, beta, c, gamma, d } => {
-                let mut p = product(&small[a.0], &small[b.0], SHORT);
+                let mut p = product(&small[a.0], &small[b.0], short, short);
                 for (p, (&c, &d)) in p.iter_mut().zip(small[c.0].iter().zip(&small[d.0])) {
                     let sum = T::from(alpha) * *p + T::from(beta) * c;
                     *p = store(sum + T::from(gamma) * d);
                 }
                 // A device forms the lower triangle and mirrors it.
-                for i in 0..SHORT {
+                for i in 0..short {
                     for j in 0..i {
-                        p[j * SHORT + i] = p[i * SHORT + j];
+                        p[j * short + i] = p[i * short + j];
                     }
                 }
                 small[out.0] = p;
             }
-            Op::Combine { out, alpha, a, beta, b } => {
-                let sum = small[a.0]
-                    .iter()
-                    .zip(&small[b.0])
-                    .map(|(&a, &b)| store(T::from(alpha) * a + T::from(beta) * b))
-                    .collect();
-                small[out.0] = sum;
-            }
             Op::Apply { out, alpha, q, x, beta } => {
-                let mut p = product(&small[q.0], &iterates[index(x)], LONG);
+                let mut p = product(&small[q.0], &iterates[index(x)], short, long);
                 for (p, &x) in p.iter_mut().zip(&iterates[index(x)]) {
                     *p = store(T::from(alpha) * *p + T::from(beta) * x);
                 }
@@ -260,10 +280,10 @@ fn run<T: Real>(recipe: &Recipe, x: Vec<T>, store: impl Fn(T) -> T) -> Vec<T> {
     if recipe.result() == Iterate::X0 { x0 } else { x1 }
 }
 
-/// `a·b` with `SHORT` rows of `a` and `cols` columns of `b`; every sum in the order of `k`.
-fn product<T: Real>(a: &[T], b: &[T], cols: usize) -> Vec<T> {
-    let inner = a.len() / SHORT;
-    let mut out = vec![T::default(); SHORT * cols];
+/// `a·b` with that many rows of `a` and columns of `b`; every sum in the order of `k`.
+fn product<T: Real>(a: &[T], b: &[T], rows: usize, cols: usize) -> Vec<T> {
+    let inner = a.len() / rows;
+    let mut out = vec![T::default(); rows * cols];
     for (out, a) in out.chunks_mut(cols).zip(a.chunks(inner)) {
         for (&a, b) in a.iter().zip(b.chunks(cols)) {
             for (out, &b) in out.iter_mut().zip(b) {

@@ -116,7 +116,7 @@ impl CoefficientSchedule {
                 Op::Gram { .. } => (2.0 * aspect, aspect),
                 Op::Symmetric { .. } => (2.0, 1.0),
                 Op::Apply { .. } => (2.0 * aspect, 2.0 * aspect),
-                Op::AolScale { .. } | Op::Combine { .. } => (0.0, 0.0),
+                Op::AolScale { .. } => (0.0, 0.0),
             };
             cost.full += full;
             cost.symmetric += symmetric;

@@ -62,8 +62,8 @@ fn direction<M: Element>(g: f32, m: M, s: &MuonScalars) -> f32 {
     }
 }
 
-/// Writes the direction to `x`, rounded to bf16 if that is the precision (fp16 waits for the normalisation:
-/// unnormalised directions would leave its range), and returns the sum of its squares before rounding.
+/// Writes the direction to `x`, in f32 whatever the precision: it is rounded once, when it is normalised. Returns
+/// the sum of its squares.
 ///
 /// Eight f64 partial sums: exact up to rounding far below f32's, no overflow for any f32, and a NaN or an
 /// infinity anywhere makes the sum not finite.
@@ -73,15 +73,13 @@ pub(super) fn write_direction<G: Element, M: Element>(
     x: &mut [f32],
     grad_scale: f32,
     s: &MuonScalars,
-    precision: Precision,
 ) -> f64 {
     let mut sums = [0.0f64; 8];
-    let store = if precision == Precision::Bf16 { Precision::Bf16 } else { Precision::F32 };
     for ((g, m), x) in grad.chunks(8).zip(momentum.chunks(8)).zip(x.chunks_mut(8)) {
         for (((g, m), x), sum) in g.iter().zip(m).zip(x).zip(&mut sums) {
             let d = direction(g.to_f32() * grad_scale, *m, s);
             *sum += f64::from(d) * f64::from(d);
-            *x = store.round(d);
+            *x = d;
         }
     }
     sums.iter().sum()
@@ -106,7 +104,9 @@ fn updated(p: f32, u: f32, s: &MuonScalars) -> f32 {
     let opposed = (p > 0.0 && u < 0.0) || (p < 0.0 && u > 0.0);
     let keep =
         if s.weight_decay_mode == WeightDecayMode::Cautious && opposed { 1.0 } else { s.keep };
-    p * keep - s.step * u
+    // Where nothing is kept, what the memory held must not matter, NaN included.
+    let kept = if keep == 0.0 { 0.0 } else { p * keep };
+    kept - s.step * u
 }
 
 /// Pass B on f32 numbers: parameters or master copies.

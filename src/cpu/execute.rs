@@ -4,8 +4,6 @@
 //! are the same bits for every number of threads, batched or one by one.
 
 use faer::{MatMut, MatRef};
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
 
 use super::tile::{self, Epilogue, Term};
 use crate::error::{Error, Result};
@@ -72,13 +70,6 @@ pub(super) fn execute(
                 run.symmetric(alpha, small(a), small(b), terms, &mut result);
                 buffers.small[out.0] = result;
             }
-            Op::Combine { out, alpha, a, beta, b } => {
-                // `out` may be a term: it is taken first and stands in for itself.
-                let mut result = std::mem::take(&mut buffers.small[out.0]);
-                let term = |s: Small| (s != out).then(|| buffers.small[s.0].as_slice());
-                run.combine(alpha, term(a), beta, term(b), &mut result);
-                buffers.small[out.0] = result;
-            }
             Op::Apply { out, alpha, q, x, beta } => {
                 let mut result = std::mem::take(&mut buffers.x[index(out)]);
                 run.apply(alpha, &buffers.small[q.0], &buffers.x[index(x)], beta, &mut result);
@@ -103,22 +94,6 @@ struct Run {
 }
 
 impl Run {
-    /// Rows of one band of a result with `rows` rows: about eight bands, none too thin for the product's kernel.
-    fn band(rows: usize) -> usize {
-        rows.div_ceil(8).next_multiple_of(32).clamp(64, 128)
-    }
-
-    /// Calls `work(first row, band)` for each band of rows of `out`.
-    fn bands(&self, out: &mut [f32], cols: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
-        let rows = out.len() / cols;
-        let band = Self::band(rows);
-        if self.parallel && rows > band {
-            out.par_chunks_mut(band * cols).enumerate().for_each(|(i, out)| work(i * band, out));
-        } else {
-            out.chunks_mut(band * cols).enumerate().for_each(|(i, out)| work(i * band, out));
-        }
-    }
-
     fn square<'a>(&self, a: &'a [f32]) -> MatRef<'a, f32> {
         MatRef::from_row_major_slice(a, self.shape.short(), self.shape.short())
     }
@@ -153,44 +128,6 @@ impl Run {
         let (left, right) = (self.square(a), self.square(b).transpose());
         let view = MatMut::from_row_major_slice_mut(out, n, n);
         tile::symmetric_product(view, alpha, left, right, self.epilogue(terms), self.parallel);
-    }
-
-    fn combine(
-        &self,
-        alpha: f32,
-        a: Option<&[f32]>,
-        beta: f32,
-        b: Option<&[f32]>,
-        out: &mut [f32],
-    ) {
-        let n = self.shape.short();
-        self.bands(out, n, |first, band| {
-            let range = first * n..first * n + band.len();
-            let (a, b) = (a.map(|a| &a[range.clone()]), b.map(|b| &b[range.clone()]));
-            match (a, b) {
-                (Some(a), Some(b)) => {
-                    for (out, (a, b)) in band.iter_mut().zip(a.iter().zip(b)) {
-                        *out = alpha * a + beta * b;
-                    }
-                }
-                (None, Some(b)) => {
-                    for (out, b) in band.iter_mut().zip(b) {
-                        *out = alpha * *out + beta * b;
-                    }
-                }
-                (Some(a), None) => {
-                    for (out, a) in band.iter_mut().zip(a) {
-                        *out = alpha * a + beta * *out;
-                    }
-                }
-                (None, None) => {
-                    for out in band.iter_mut() {
-                        *out = alpha * *out + beta * *out;
-                    }
-                }
-            }
-            tile::round(self.precision, band);
-        });
     }
 
     fn apply(&self, alpha: f32, q: &[f32], x: &[f32], beta: f32, out: &mut [f32]) {

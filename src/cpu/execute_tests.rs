@@ -120,11 +120,6 @@ fn plain(recipe: &Recipe, shape: MatrixShape, x: &[f32]) -> Vec<f64> {
                     })
                     .collect();
             }
-            Op::Combine { out, alpha, a, beta, b } => {
-                small[out.0] = (0..n * n)
-                    .map(|i| f64::from(alpha) * small[a.0][i] + f64::from(beta) * small[b.0][i])
-                    .collect();
-            }
             Op::Apply { out, alpha, q, x, beta } => {
                 let x = &iterates[index(x)];
                 iterates[index(out)] = (0..n * m)

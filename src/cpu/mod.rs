@@ -307,10 +307,10 @@ impl Device for Cpu {
         plan: &Plan,
         jobs: &[MatrixJob],
         tensors: &[StepTensor<'_, Self>],
-        states: &[CpuState],
+        states: &mut [CpuState],
         workspace: &mut CpuWorkspace,
     ) -> Result<()> {
-        let grad_scale = self.grad_scale;
+        let (grad_scale, states) = (self.grad_scale, &*states);
         self.run(|parallel| {
             for jobs in jobs.chunk_by(|a, b| a.bucket == b.bucket) {
                 let Some(first) = jobs.first() else { continue };

@@ -54,7 +54,7 @@ pub(super) fn pass_a(
 ) {
     let StateBuffers::Momentum(momentum) = &states[job.param].buffers else { return };
     let Some(grad) = &tensors[job.tensor].grad else { return };
-    let input = PassA { job, grad_scale, precision, parallel };
+    let input = PassA { job, grad_scale, parallel };
     match (grad, momentum) {
         (CpuGrad::F32(g), HostBuffer::F32(m)) => input.run(g, m, slot),
         (CpuGrad::F32(g), HostBuffer::Bf16(m)) => input.run(g, m, slot),
@@ -74,6 +74,7 @@ pub(super) fn pass_a(
         Treatment::Identity | Treatment::ExactSvd => return,
     };
     let inverse = InverseNorm::new(slot.sum_of_squares, safety, bucket.norm_floor);
+    let precision = bucket.treatment.stored_in(precision);
     let x = &mut slot.buffers.x[0];
     if parallel && x.len() > RANGE {
         x.par_chunks_mut(RANGE).for_each(|x| inverse.apply(x, precision));
@@ -85,7 +86,6 @@ pub(super) fn pass_a(
 struct PassA<'a> {
     job: &'a MatrixJob,
     grad_scale: f32,
-    precision: Precision,
     parallel: bool,
 }
 
@@ -93,14 +93,7 @@ impl PassA<'_> {
     fn run<G: Element, M: Element>(&self, grad: &[G], momentum: &[M], slot: &mut Slot) {
         let block = &self.job.block;
         let write = |g: &[G], m: &[M], x: &mut [f32]| {
-            elementwise::write_direction(
-                g,
-                m,
-                x,
-                self.grad_scale,
-                &self.job.scalars,
-                self.precision,
-            )
+            elementwise::write_direction(g, m, x, self.grad_scale, &self.job.scalars)
         };
         let x = &mut slot.buffers.x[0];
         slot.partials.clear();
@@ -150,9 +143,6 @@ pub(super) fn orthogonalize(
                 if execute::polar_factor_svd(bucket.shape, x).is_err() {
                     // No convergence: the matrix is skipped and counted, as one that is not finite.
                     slot.sum_of_squares = f64::NAN;
-                }
-                for x in &mut slot.buffers.x[0] {
-                    *x = precision.round(*x);
                 }
             };
             if parallel {
