@@ -6,10 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use crate::coefficients::{CoefficientSchedule, Normalization};
 use crate::precision::Precision;
 use crate::recipe::{Method, Recipe};
-use crate::rounding::{Size, rounding_error};
+use crate::rounding::{Size, rounding_errors};
 use crate::shape::MatrixShape;
 
-/// A Gram grouping may round at most this many times worse than the standard form.
+/// A Gram grouping may round at most this many times worse than the standard form, on each spectrum: a worst case
+/// over spectra would let it round twice as badly on the Gaussian matrices that gradients resemble most.
 const TOLERATED: f64 = 1.5;
 
 /// In f32 a Gram grouping may also err by this much, whatever the standard form errs by: the polynomials of
@@ -37,7 +38,8 @@ pub(crate) struct Choice {
 }
 
 /// The cheapest method for that shape by FLOPs with symmetric products at half cost, among the standard form and
-/// the Gram groupings that round at most 1.5 times worse than it or, in f32, err by at most 1e-4.
+/// the Gram groupings that on every emulated spectrum round at most 1.5 times worse than it or, in f32, err by at
+/// most 1e-4.
 ///
 /// The rounding error is emulated ([`rounding_error`]), deterministically and from coefficients and precision
 /// alone, so that every machine makes the same choice.
@@ -88,25 +90,29 @@ pub(crate) fn choose(
     // Equally cheap groupings: balanced groups first, since noise grows with the slopes of one group; then
     // large groups first, since the first Gram matrix has the smallest norm and so the least noise.
     candidates.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then_with(|| b.2.cmp(&a.2)));
-    let reference = emulated(schedule, precision, size, &[], &recipe, f64::INFINITY);
-    let limit = match precision {
-        Precision::F32 => (TOLERATED * reference).max(ALLOWED_F32),
-        Precision::Bf16 | Precision::Fp16 => TOLERATED * reference,
+    let worst = |errors: &[f64; 8]| errors.iter().copied().fold(0.0, f64::max);
+    let Some(reference) = emulated(schedule, precision, size, &[], &recipe, &[f64::INFINITY; 8])
+    else {
+        return standard(format!("standard form; it is not finite in emulated {precision}"));
     };
+    let floor = if precision == Precision::F32 { ALLOWED_F32 } else { 0.0 };
+    let limits = reference.map(|e| (TOLERATED * e).max(floor));
     for (cost, _, groups, recipe) in candidates.into_iter().take(MOST_CANDIDATES) {
-        let error = emulated(schedule, precision, size, &groups, &recipe, limit);
-        if error <= limit {
+        if let Some(errors) = emulated(schedule, precision, size, &groups, &recipe, &limits) {
             let method = Method::Gram { groups };
             let reason = format!(
                 "{method} costs {cost:.1} n^3 FLOPs against {standard_cost:.1} in standard form; \
-                 emulated {precision} rounding error {error:.1e} against {reference:.1e}"
+                 worst emulated {precision} rounding error {:.1e} against {:.1e}",
+                worst(&errors),
+                worst(&reference)
             );
             return Choice { method, reason };
         }
     }
     standard(format!(
-        "standard form, {standard_cost:.1} n^3 FLOPs: every cheaper Gram grouping errs by more than {limit:.1e} in \
-         {precision} (standard form: {reference:.1e})"
+        "standard form, {standard_cost:.1} n^3 FLOPs: every cheaper Gram grouping rounds more than {TOLERATED} times \
+         worse in {precision} on one of eight spectra (standard form: worst {:.1e})",
+        worst(&reference)
     ))
 }
 
@@ -140,17 +146,17 @@ struct Key {
     groups: Vec<usize>,
 }
 
-static EMULATED: Mutex<Option<HashMap<Key, f64>>> = Mutex::new(None);
+static EMULATED: Mutex<Option<HashMap<Key, Option<[f64; 8]>>>> = Mutex::new(None);
 
-/// [`rounding_error`], each computed once a process. `limit` must depend on the other arguments alone.
+/// [`rounding_errors`], each computed once a process. `limits` must depend on the other arguments alone.
 fn emulated(
     schedule: &CoefficientSchedule,
     precision: Precision,
     size: Size,
     groups: &[usize],
     recipe: &Recipe,
-    limit: f64,
-) -> f64 {
+    limits: &[f64; 8],
+) -> Option<[f64; 8]> {
     let polynomials = schedule.polynomials();
     let key = Key {
         coefficients: polynomials
@@ -170,7 +176,7 @@ fn emulated(
     *memory
         .get_or_insert_default()
         .entry(key)
-        .or_insert_with(|| rounding_error(schedule, recipe, precision, size, limit))
+        .or_insert_with(|| rounding_errors(schedule, recipe, precision, size, limits))
 }
 
 #[cfg(test)]
@@ -190,7 +196,8 @@ mod tests {
             Method::Gram { groups: groups.to_vec() }
         };
         let recipe = Recipe::new(&schedule, &method).unwrap();
-        rounding_error(&schedule, &recipe, precision, size, f64::INFINITY)
+        rounding_errors(&schedule, &recipe, precision, size, &[f64::INFINITY; 8])
+            .map_or(f64::INFINITY, |e| e.into_iter().fold(0.0, f64::max))
     }
 
     fn choice(name: &str, precision: Precision, rows: usize, cols: usize) -> Choice {
@@ -262,9 +269,9 @@ mod tests {
         // In 16 bit from a short side of 128 on; there it rounds less than the standard form.
         for precision in [Precision::Bf16, Precision::Fp16] {
             let large = choice("jordan", precision, 256, 1024);
-            assert_eq!(large.method, Method::Gram { groups: vec![3, 2] }, "{}", large.reason);
+            assert_eq!(large.method, Method::Gram { groups: vec![2, 1, 1, 1] }, "{}", large.reason);
             assert_eq!(choice("jordan", precision, 127, 1024).method, Method::Standard);
-            // 3.4 times the standard form's error.
+            // On one outlier 3.4 times the standard form's error.
             assert_eq!(choice("nonic3_band12", precision, 256, 1024).method, Method::Standard);
         }
         assert_eq!(choice("jordan", Precision::F32, 1, 16).method, Method::Standard);
@@ -278,10 +285,10 @@ mod tests {
     fn choices_are_those_of_the_table() {
         // NUMERICS.md, at alpha = 4; `[]` is the standard form.
         let table: [(&str, [&[usize]; 3]); 6] = [
-            ("jordan", [&[3, 2], &[3, 2], &[3, 2]]),
-            ("you", [&[3, 2], &[3, 2], &[3, 2]]),
-            ("cubic5", [&[3, 2], &[3, 2], &[3, 2]]),
-            ("polar_express_5", [&[3, 2], &[2, 2, 1], &[3, 2]]),
+            ("jordan", [&[3, 2], &[2, 1, 1, 1], &[2, 1, 1, 1]]),
+            ("you", [&[3, 2], &[2, 1, 1, 1], &[2, 1, 1, 1]]),
+            ("cubic5", [&[3, 2], &[2, 2, 1], &[2, 2, 1]]),
+            ("polar_express_5", [&[3, 2], &[2, 1, 1, 1], &[2, 1, 1, 1]]),
             ("nonic3_band12", [&[2, 1], &[], &[]]),
             ("nonic3_band25", [&[2, 1], &[], &[]]),
         ];

@@ -73,21 +73,21 @@ enum Spectrum {
     Harmonic,
 }
 
-/// Largest relative Frobenius distance, over eight spectra, between the recipe with every store rounded and
-/// the same recipe in f64 from the same rounded input. Stops early with infinity once it exceeds `limit`.
-pub(crate) fn rounding_error(
+/// For each of eight spectra the relative Frobenius distance between the recipe with every store rounded and the
+/// same recipe in f64 from the same rounded input; `None` as soon as one exceeds its limit or is not finite.
+pub(crate) fn rounding_errors(
     schedule: &CoefficientSchedule,
     recipe: &Recipe,
     precision: Precision,
     size: Size,
-    limit: f64,
-) -> f64 {
+    limits: &[f64; 8],
+) -> Option<[f64; 8]> {
     let safety = match schedule.normalization() {
         Normalization::Frobenius { safety } => safety,
         Normalization::Aol => 1.0,
     };
-    let mut worst = 0.0f64;
-    for spectrum in SPECTRA {
+    let mut errors = [0.0; 8];
+    for ((spectrum, error), limit) in SPECTRA.into_iter().zip(&mut errors).zip(limits) {
         let x = input(spectrum, safety, precision, size);
         let exact = run(recipe, size, x.iter().map(|&x| f64::from(x)).collect(), |x| x);
         let rounded = run(recipe, size, x, |x| precision.round(x));
@@ -97,14 +97,13 @@ pub(crate) fn rounding_error(
             distance += d * d;
             norm += e * e;
         }
-        let error = (distance / norm).sqrt();
+        *error = (distance / norm).sqrt();
         // A NaN compares false: it must end the search, not pass it.
-        if !error.is_finite() || error > limit {
-            return f64::INFINITY;
+        if !(error.is_finite() && *error <= *limit) {
+            return None;
         }
-        worst = worst.max(error);
     }
-    worst
+    Some(errors)
 }
 
 /// A wide matrix of that size with that spectrum in random bases, normalised and rounded.
