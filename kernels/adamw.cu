@@ -119,7 +119,8 @@ extern "C" __global__ void __launch_bounds__(256) adamw_apply(
   const bool stochastic = t.kind & STOCHASTIC, has_master = t.master;
   const Operand grad = at(t.grad, grad_type, begin), param = at(t.param, param_type, begin);
   const Operand m = at(t.exp_avg, F32, begin), v = at(t.exp_avg_sq, F32, begin);
-  const Operand kept = has_master ? at(t.master, F32, begin) : param;
+  const Operand kept =
+      at(has_master ? (const void*)t.master : t.param, has_master ? F32 : param_type, begin);
   const Operand operands[5] = {grad, m, v, param, kept};
   const auto updated = [&](float p, float g, float& m1, float& m2) {
     g *= scale;

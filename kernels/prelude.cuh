@@ -158,8 +158,11 @@ struct Operand {
   u32 type;
 };
 
+// Pointers come from tables, so the compiler must be told that they are global to emit global accesses.
 __device__ inline Operand at(const void* base, u32 type, usize i) {
-  return {(const char*)base + i * bytes(type), type};
+  const void* const p = (const char*)base + i * bytes(type);
+  __builtin_assume(__isGlobal(p));
+  return {p, type};
 }
 
 // Elements before the packs of every operand are aligned, below PACK; PACK if there is no such number.

@@ -33,7 +33,8 @@ extern "C" __global__ void __launch_bounds__(256) update_apply(
   for_pieces(m, blockIdx.x - m.first_tile, [&](usize dense, usize strided, usize n) {
     const Operand result = at(m.result, result_type, dense), param = at(m.param, param_type, strided);
     // Where there is a master copy it is what is updated, and the parameter is written from it.
-    const Operand kept = has_master ? at(m.master, F32, strided) : param;
+    const Operand kept =
+        at(has_master ? (const void*)m.master : m.param, has_master ? F32 : param_type, strided);
     const Operand operands[3] = {result, param, kept};
     const auto updated = [&](float p, float x) {
       const bool opposed = (p > 0.0f && x < 0.0f) || (p < 0.0f && x > 0.0f);
