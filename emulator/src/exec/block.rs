@@ -2,10 +2,10 @@
 
 use super::alu::Lanes;
 use super::clocks::{Clocks, Release};
+use super::history::History;
 use super::launch::{Counters, Launch};
 use super::shared::SharedMemory;
 use super::step::Outcome;
-use super::trace::Trace;
 use super::warp::{Fragment, Wait, Warp, thread_index};
 use crate::finding::{Checked, Finding, FindingKind};
 use crate::ptx::ir::{BarrierKind, Op};
@@ -46,7 +46,9 @@ pub(crate) struct Core<'a> {
     pub(crate) linear: u64,
     pub(crate) shared: SharedMemory,
     pub(crate) clocks: Clocks,
-    pub(crate) trace: Trace,
+    /// Who accessed which bytes of global and of shared memory.
+    pub(crate) global_history: History,
+    pub(crate) shared_history: History,
     pub(crate) barriers: Vec<Barrier>,
     pub(crate) counters: Counters,
     /// Approximate instructions executed, by index in the code's list.
@@ -77,13 +79,15 @@ impl<'a> Block<'a> {
         let (registers, local) = (code.registers as usize, code.local_bytes as usize);
         let block = launch.params.block;
         let warps = (0..count).map(|i| Warp::new(i, block, registers, local)).collect();
+        let shared = SharedMemory::new(&code.shared, launch.params.dynamic_shared);
         let core = Core {
             launch,
             block: [0; 3],
             linear: 0,
-            shared: SharedMemory::new(&code.shared, launch.params.dynamic_shared),
+            shared_history: History::of_shared(shared.size()),
+            shared,
             clocks: Clocks::new(count),
-            trace: Trace::new(),
+            global_history: History::of_global(),
             barriers: Vec::new(),
             counters: Counters::default(),
             approximate: vec![false; code.approximate.len()],
@@ -103,7 +107,8 @@ impl<'a> Block<'a> {
         self.core.block = [(linear % x) as u32, (linear / x % y) as u32, (linear / (x * y)) as u32];
         self.core.linear = linear;
         self.core.shared.reset();
-        self.core.trace.reset();
+        self.core.global_history.reset();
+        self.core.shared_history.reset();
         self.core.clocks = Clocks::new(self.warps.len());
         self.core.barriers.clear();
         for _ in 0..BARRIERS {

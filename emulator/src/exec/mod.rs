@@ -3,14 +3,19 @@
 mod access;
 pub(crate) mod address;
 pub(crate) mod alu;
+mod atomic;
 mod block;
 mod clocks;
 mod collective;
+mod history;
 mod launch;
+mod place;
+mod race;
+mod row;
+mod row_access;
 mod shadow;
 mod shared;
 mod step;
-mod trace;
 mod traffic;
 mod warp;
 
