@@ -278,34 +278,3 @@ fn seeds_permute_independent_work_and_repeat_it() {
     assert_eq!(last, common::SEEDS.map(outcome).collect::<Vec<_>>());
     assert_eq!(last.iter().collect::<BTreeSet<_>>().len(), 3, "{last:?}");
 }
-
-#[test]
-fn one_megaelement_elementwise_launch_is_fast() {
-    if !common::fetch_nvrtc() {
-        return;
-    }
-    let emulator = Emulator::load(common::config(0)).unwrap();
-    let (ctx, stream) = start();
-    let add = add(&ctx);
-    let count = 1_usize << 20;
-    let x = stream.clone_htod(&vec![1.0_f32; count]).unwrap();
-    let mut y = stream.alloc_zeros::<f32>(count).unwrap();
-    stream.synchronize().unwrap();
-    let n = count as u32;
-    let shape =
-        LaunchConfig { grid_dim: (4096, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
-    let begin = std::time::Instant::now();
-    // SAFETY: the arguments are those of `add`; one scale is enough.
-    unsafe { stream.launch_builder(&add).arg(&mut y).arg(&x).arg(&x).arg(&n).launch(shape) }
-        .unwrap();
-    stream.synchronize().unwrap();
-    let took = begin.elapsed();
-    let counters = emulator.counters().unwrap().total;
-    eprintln!(
-        "1 Mi elements: {took:?}, {:.0} M thread-instructions/s",
-        counters.instructions as f64 / took.as_secs_f64() / 1e6
-    );
-    assert_eq!(counters.global_store_sectors, count as u64 * 4 / 32);
-    drop((x, y, add, stream, ctx));
-    assert_eq!(emulator.finish().unwrap(), []);
-}

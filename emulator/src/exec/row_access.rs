@@ -71,6 +71,24 @@ impl Core<'_> {
         }
     }
 
+    /// The element `at` bytes into the row; `None` if a byte of it was never written.
+    fn load_element(&self, home: &Home, at: u64, element: u32) -> Option<u64> {
+        match *home {
+            Home::Global(index, offset) => {
+                let (value, written) = self.launch.allocations[index].load(offset + at, element);
+                (written == (1 << element) - 1).then_some(value)
+            }
+            Home::Shared(offset) => self.shared.load(offset + at, element),
+            Home::Param(offset) => {
+                let mut value = [0u8; 8];
+                let from = offset + at as usize;
+                let source = self.launch.params.params.get(from..from + element as usize)?;
+                value[..element as usize].copy_from_slice(source);
+                Some(u64::from_le_bytes(value))
+            }
+        }
+    }
+
     /// Executes a plain load of a row.
     pub(crate) fn load_row(&mut self, warp: &mut Warp, row: &Row, pc: u32, op: &Op) -> bool {
         let Op::Load { space, bytes, signed, dst, .. } = op else { return false };
@@ -80,30 +98,22 @@ impl Core<'_> {
         let first = row.first as usize;
         let count = if row.uniform { 1 } else { row.count as usize };
         let mut known = true;
-        for i in 0..count {
-            for (k, out) in loaded.iter_mut().enumerate().take(dst.len()) {
-                let at = (i * dst.len() + k) as u64 * u64::from(element);
-                let value = match home {
-                    Home::Global(index, offset) => {
-                        let allocation = &self.launch.allocations[index];
-                        let (value, written) = allocation.load(offset + at, element);
-                        known &= written == (1 << element) - 1;
-                        value
-                    }
-                    Home::Shared(offset) => {
-                        let value = self.shared.load(offset + at, element);
-                        known &= value.is_some();
-                        value.unwrap_or(0)
-                    }
-                    Home::Param(offset) => {
-                        let mut value = [0u8; 8];
-                        let from = offset + at as usize;
-                        let source = &self.launch.params.params[from..from + element as usize];
-                        value[..element as usize].copy_from_slice(source);
-                        u64::from_le_bytes(value)
-                    }
-                };
-                out[first + i] = if *signed { extend(value, element) } else { value };
+        // The usual case: one element per lane of global memory.
+        if let (Home::Global(index, offset), 1, [out, ..]) = (&home, dst.len(), &mut loaded[..]) {
+            let out = &mut out[first..first + count];
+            known = self.launch.allocations[*index].load_run(*offset, element, out);
+            if *signed {
+                out.iter_mut().for_each(|value| *value = extend(*value, element));
+            }
+        } else {
+            for i in 0..count {
+                for (k, out) in loaded.iter_mut().enumerate().take(dst.len()) {
+                    let at = (i * dst.len() + k) as u64 * u64::from(element);
+                    let value = self.load_element(&home, at, element);
+                    known &= value.is_some();
+                    let value = value.unwrap_or(0);
+                    out[first + i] = if *signed { extend(value, element) } else { value };
+                }
             }
         }
         if row.uniform {
@@ -139,6 +149,10 @@ impl Core<'_> {
         for (k, value) in src.iter().enumerate() {
             let values: Lanes = self.operands().value(warp, *value);
             let lanes = &values[row.first as usize..(row.first + row.count) as usize];
+            if let (Home::Global(index, offset), 1) = (&home, src.len()) {
+                self.launch.allocations[*index].store_run(*offset, element, lanes);
+                continue;
+            }
             for (i, value) in lanes.iter().enumerate() {
                 let at = (i * src.len() + k) as u64 * u64::from(element);
                 match home {

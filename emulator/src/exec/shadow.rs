@@ -24,8 +24,10 @@ const SEVERAL: u64 = ID - 1;
 const GROUP: u64 = 128;
 /// Set in a group's record: its words have records of their own.
 const BY_WORD: u64 = 1 << 63;
-/// Words whose records are allocated together.
-const CHUNK: usize = 1024;
+/// Records allocated together.
+const CHUNK: usize = 512;
+/// Chunks whose places are allocated together.
+const CHUNKS: usize = 256;
 
 /// The other side of a race.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,30 +65,40 @@ struct ByteRecord {
     reader: u64,
 }
 
-type Cells = OnceLock<Box<[AtomicU64]>>;
+type Chunk = OnceLock<Box<[AtomicU64]>>;
+type Directory = OnceLock<Box<[Chunk]>>;
 
-/// Records by word, allocated where they are needed.
+/// An array of records, zero until written, allocated where it is used: launches are many, and most
+/// touch little of the memory there is.
 #[derive(Debug, Default)]
-struct Words(OnceLock<Box<[Cells]>>);
+struct Sparse(OnceLock<Box<[Directory]>>);
 
-impl Words {
-    fn cell(&self, size: u64, word: usize) -> &AtomicU64 {
-        let chunks = (size.div_ceil(4) as usize).div_ceil(CHUNK);
-        let chunks = self.0.get_or_init(|| (0..chunks).map(|_| OnceLock::new()).collect());
-        &cells(&chunks[word / CHUNK], CHUNK)[word % CHUNK]
+fn empty<T>(count: usize) -> Box<[OnceLock<T>]> {
+    (0..count).map(|_| OnceLock::new()).collect()
+}
+
+impl Sparse {
+    /// Record `index` of `count`.
+    fn cell(&self, count: usize, index: usize) -> &AtomicU64 {
+        let directories = self.0.get_or_init(|| empty(count.div_ceil(CHUNK * CHUNKS)));
+        let directory = directories[index / CHUNK / CHUNKS].get_or_init(|| empty(CHUNKS));
+        let chunk = &directory[index / CHUNK % CHUNKS];
+        &chunk.get_or_init(|| bytemuck::allocation::zeroed_slice_box(CHUNK))[index % CHUNK]
     }
 
-    fn get(&self, word: usize) -> Option<&AtomicU64> {
-        self.0.get()?[word / CHUNK].get().map(|cells| &cells[word % CHUNK])
+    /// Record `index` if it can have been written.
+    fn get(&self, index: usize) -> Option<&AtomicU64> {
+        let chunk = &self.0.get()?[index / CHUNK / CHUNKS].get()?[index / CHUNK % CHUNKS];
+        chunk.get().map(|cells| &cells[index % CHUNK])
     }
 }
 
 /// The records of one allocation.
 #[derive(Debug)]
 struct Records {
-    groups: Cells,
-    plain: Words,
-    atomic: Words,
+    groups: Sparse,
+    plain: Sparse,
+    atomic: Sparse,
     /// First and last group that was touched.
     first: AtomicU64,
     last: AtomicU64,
@@ -100,10 +112,6 @@ pub(crate) struct Shadow {
     splitting: Mutex<()>,
 }
 
-fn cells(cell: &Cells, count: usize) -> &[AtomicU64] {
-    cell.get_or_init(|| bytemuck::allocation::zeroed_slice_box(count))
-}
-
 fn conflict_of(id: u64, what: &'static str) -> Conflict {
     Conflict { block: (id != SEVERAL).then(|| id - 1), what }
 }
@@ -114,23 +122,28 @@ fn id_of(block: u64) -> u64 {
 
 impl Shadow {
     pub(crate) fn new(allocations: usize) -> Self {
-        let empty = |_| Records {
-            groups: OnceLock::new(),
-            plain: Words::default(),
-            atomic: Words::default(),
+        let fresh = |_| Records {
+            groups: Sparse::default(),
+            plain: Sparse::default(),
+            atomic: Sparse::default(),
             first: AtomicU64::new(u64::MAX),
             last: AtomicU64::new(0),
         };
         Self {
-            allocations: (0..allocations).map(empty).collect(),
+            allocations: (0..allocations).map(fresh).collect(),
             split: Mutex::new(HashMap::new()),
             splitting: Mutex::new(()),
         }
     }
 
-    fn groups(&self, place: Place) -> &[AtomicU64] {
+    fn group(&self, place: Place, index: u64) -> &AtomicU64 {
+        let groups = &self.allocations[place.allocation].groups;
+        groups.cell(place.size.div_ceil(GROUP) as usize, index as usize)
+    }
+
+    /// Widens the range of groups that were touched.
+    fn extent(&self, place: Place) {
         let records = &self.allocations[place.allocation];
-        let groups = cells(&records.groups, place.size.div_ceil(GROUP) as usize);
         let (first, last) = (place.offset / GROUP, (place.offset + place.bytes - 1) / GROUP);
         if first < records.first.load(Relaxed) {
             records.first.fetch_min(first, Relaxed);
@@ -138,22 +151,21 @@ impl Shadow {
         if last > records.last.load(Relaxed) {
             records.last.fetch_max(last, Relaxed);
         }
-        groups
     }
 
     /// Records a plain access of any size, group by group where it covers them; a conflict is then
     /// to be looked for by [`Shadow::touch`], access by access.
     pub(crate) fn touch_row(&self, place: Place, block: u64, touch: Touch) -> bool {
-        let groups = self.groups(place);
+        self.extent(place);
         let (mut at, end) = (place.offset, place.offset + place.bytes);
         while at < end {
             let next = ((at / GROUP + 1) * GROUP).min(end);
-            let group = (at / GROUP) as usize;
+            let group = self.group(place, at / GROUP);
             let whole = next - at == GROUP;
-            let noted = if whole { note_group(&groups[group], id_of(block), touch) } else { None };
+            let noted = if whole { note_group(group, id_of(block), touch) } else { None };
             let fine = noted.unwrap_or_else(|| {
                 let part = Place { offset: at, bytes: next - at, ..place };
-                self.by_word(groups, part, block, touch).is_ok()
+                self.by_word(part, block, touch).is_ok()
             });
             if !fine {
                 return false;
@@ -165,23 +177,19 @@ impl Shadow {
 
     /// Records an access.
     pub(crate) fn touch(&self, place: Place, block: u64, touch: Touch) -> Result<(), Conflict> {
-        self.by_word(self.groups(place), place, block, touch)
+        self.extent(place);
+        self.by_word(place, block, touch)
     }
 
-    fn by_word(
-        &self,
-        groups: &[AtomicU64],
-        place: Place,
-        block: u64,
-        touch: Touch,
-    ) -> Result<(), Conflict> {
+    fn by_word(&self, place: Place, block: u64, touch: Touch) -> Result<(), Conflict> {
         let Place { allocation, size, offset, bytes } = place;
         let me = id_of(block);
         let end = offset + bytes;
         for word in (offset / 4) as usize..end.div_ceil(4) as usize {
-            let group = &groups[word / (GROUP / 4) as usize];
+            let index = word as u64 / (GROUP / 4);
+            let group = self.group(place, index);
             if group.load(SeqCst) != BY_WORD {
-                self.split_group(place, word / (GROUP / 4) as usize, group);
+                self.split_group(place, index as usize, group);
             }
             let start = word as u64 * 4;
             let from = offset.saturating_sub(start).min(4) as u32;
@@ -209,10 +217,7 @@ impl Shadow {
             let words = (GROUP / 4) as usize;
             let last = place.size.div_ceil(4) as usize;
             for word in index * words..((index + 1) * words).min(last) {
-                self.allocations[place.allocation]
-                    .plain
-                    .cell(place.size, word)
-                    .store(record, SeqCst);
+                self.allocations[place.allocation].plain.cell(last, word).store(record, SeqCst);
             }
             match group.compare_exchange(old, BY_WORD, SeqCst, SeqCst) {
                 Ok(_) => return,
@@ -222,7 +227,7 @@ impl Shadow {
     }
 
     fn note_atomic(&self, allocation: usize, size: u64, word: usize, mask: u64, me: u64) {
-        let cell = self.allocations[allocation].atomic.cell(size, word);
+        let cell = self.allocations[allocation].atomic.cell(size.div_ceil(4) as usize, word);
         let mut old = cell.load(SeqCst);
         loop {
             let id = old & ID;
@@ -263,7 +268,7 @@ impl Shadow {
         me: u64,
         touch: Touch,
     ) -> Result<(), Conflict> {
-        let cell = self.allocations[allocation].plain.cell(size, word);
+        let cell = self.allocations[allocation].plain.cell(size.div_ceil(4) as usize, word);
         let mut old = cell.load(SeqCst);
         loop {
             let (writer, reader) = (old & ID, old >> ID_BITS & ID);
@@ -428,10 +433,13 @@ impl Shadow {
         let split = lock(&self.split);
         for (index, (base, size)) in allocations.enumerate() {
             let records = &self.allocations[index];
-            let Some(groups) = records.groups.get() else { continue };
+            if records.groups.0.get().is_none() {
+                continue;
+            }
             let (first, last) = (records.first.load(SeqCst), records.last.load(SeqCst));
             for group in first..=last {
-                let record = groups[group as usize].load(SeqCst);
+                let record = records.groups.get(group as usize);
+                let record = record.map_or(0, |record| record.load(SeqCst));
                 let at = base + group * GROUP;
                 if record != BY_WORD {
                     if record >> ID_BITS & ID != 0 {
@@ -445,7 +453,7 @@ impl Shadow {
                 let words = group * (GROUP / 4)..((group + 1) * (GROUP / 4)).min(size.div_ceil(4));
                 for word in words {
                     let word = word as usize;
-                    let load = |words: &Words| words.get(word).map_or(0, |cell| cell.load(SeqCst));
+                    let load = |words: &Sparse| words.get(word).map_or(0, |cell| cell.load(SeqCst));
                     let (record, both) = (load(&records.plain), load(&records.atomic) >> 56);
                     let (mut written, mut read) = (record >> 56 & 0xf, record >> 60);
                     if record & ID == SPLIT
