@@ -55,7 +55,7 @@ fn every_target_of_both_compilers_loads_and_runs() {
         let Some(ptx) = compile(cuda, arch) else { return };
         let device = Device::new(&ptx);
         assert_eq!(device.module.module().target(), format!("sm_{arch}"));
-        assert_eq!(device.module.module().entries().len(), 20, "{arch}");
+        assert_eq!(device.module.module().entries().len(), 21, "{arch}");
         saxpy(&device);
         block_sum(&device);
         halves(&device);
@@ -453,6 +453,26 @@ fn divergent_threads_each_follow_their_own_path() {
             _ => steps,
         };
         assert_eq!(y[i], expected, "{i}");
+    }
+}
+
+#[test]
+fn threads_that_have_exited_hold_no_barrier_up() {
+    let Some(device) = device() else { return };
+    let x: Vec<f32> = (0..300).map(|i| i as f32).collect();
+    // Inside a warp, at its edge, and a whole warp and more.
+    for n in [300u32, 288, 257, 256] {
+        for seed in 0..20 {
+            let (input, output) = (device.upload("x", &x), device.alloc::<f32>("y", 300));
+            let options = LaunchOptions { seed, ..LaunchOptions::default() };
+            let args = [input, output, Arg::U32(n)];
+            device
+                .launch("early_exit", [3, 1, 1], [128, 1, 1], &args, &options)
+                .unwrap_or_else(|finding| panic!("{finding}"));
+            let found = device.download::<f32>(output, n as usize);
+            let expected = (0..n).map(|i| (if i % 128 > 0 { 2 * i - 1 } else { i }) as f32);
+            assert_eq!(found, expected.collect::<Vec<_>>(), "{n} {seed}");
+        }
     }
 }
 

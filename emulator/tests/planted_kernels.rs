@@ -87,12 +87,16 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "return_before_barrier",
-            BarrierDivergence,
+            Uninitialised,
             3,
             128,
             None,
             |d, _| in_out(d, 300, 300, &[Arg::U32(300)]),
-            || (0..300).map(|i| (if i % 128 > 0 { 2 * i - 1 } else { i }) as f32).collect(),
+            || {
+                let mirror = |i: u32| i / 128 * 128 + 127 - i % 128;
+                let other = |i: u32| if mirror(i) < 300 { mirror(i) } else { 0 };
+                (0..300).map(|i| (i + other(i)) as f32).collect()
+            },
         ),
         case(
             "half_shuffle_mask",
