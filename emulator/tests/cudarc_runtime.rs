@@ -7,7 +7,7 @@
 )]
 #![allow(unsafe_code, reason = "the driver API below the safe layer is unsafe")]
 
-mod common;
+mod seeded;
 
 use cuda_emulator::{Class, Config, DeviceProfile, Emulator, Fault, FaultSite};
 use cudarc::driver::{CudaContext, DevicePtr, result, sys};
@@ -18,7 +18,7 @@ fn code(error: &cudarc::driver::DriverError) -> i32 {
 
 #[test]
 fn several_devices_have_their_own_profiles_and_memory() {
-    let mut config = common::config(0);
+    let mut config = seeded::config(0);
     config.devices = vec![DeviceProfile::a100(), DeviceProfile::rtx4090(), DeviceProfile::b200()];
     let emulator = Emulator::load(config).unwrap();
     assert_eq!(CudaContext::device_count().unwrap(), 3);
@@ -53,7 +53,7 @@ fn several_devices_have_their_own_profiles_and_memory() {
 
 #[test]
 fn memory_limit_and_out_of_memory() {
-    let mut config = common::config(0);
+    let mut config = seeded::config(0);
     config.memory_limit = Some(1 << 20);
     let emulator = Emulator::load(config).unwrap();
     let ctx = CudaContext::new(0).unwrap();
@@ -74,7 +74,7 @@ fn memory_limit_and_out_of_memory() {
 
 #[test]
 fn the_nth_allocation_or_copy_fails_with_the_chosen_status() {
-    let mut config = common::config(0);
+    let mut config = seeded::config(0);
     config.faults = vec![
         Fault { site: FaultSite::Allocation, nth: 2, status: 2 },
         Fault { site: FaultSite::Copy, nth: 3, status: 1 },
@@ -93,7 +93,7 @@ fn the_nth_allocation_or_copy_fails_with_the_chosen_status() {
 
 #[test]
 fn a_sticky_error_shows_at_the_synchronisation_and_stays() {
-    let mut config = common::config(0);
+    let mut config = seeded::config(0);
     config.faults = vec![Fault { site: FaultSite::Copy, nth: 2, status: 700 }];
     let emulator = Emulator::load(config).unwrap();
     let ctx = CudaContext::new(0).unwrap();
@@ -118,7 +118,7 @@ fn a_sticky_error_shows_at_the_synchronisation_and_stays() {
 
 #[test]
 fn counters_count_calls_and_bytes_and_can_be_reset() {
-    let emulator = Emulator::load(common::config(3)).unwrap();
+    let emulator = Emulator::load(seeded::config(3)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     let stream = ctx.default_stream();
     let a = stream.clone_htod(&[1.0_f32; 1000]).unwrap();
@@ -144,7 +144,7 @@ fn counters_count_calls_and_bytes_and_can_be_reset() {
 
 #[test]
 fn unimplemented_entries_are_refused_by_name() {
-    let emulator = Emulator::load(common::config(0)).unwrap();
+    let emulator = Emulator::load(seeded::config(0)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     ctx.bind_to_thread().unwrap();
     // SAFETY: the entry refuses before it looks at its arguments.
@@ -163,8 +163,8 @@ fn unimplemented_entries_are_refused_by_name() {
 
 #[test]
 fn a_polling_host_gets_on() {
-    for seed in common::SEEDS {
-        let emulator = Emulator::load(common::config(seed)).unwrap();
+    for seed in seeded::SEEDS {
+        let emulator = Emulator::load(seeded::config(seed)).unwrap();
         let ctx = CudaContext::new(0).unwrap();
         let stream = ctx.new_stream().unwrap();
         let mut data = stream.alloc_zeros::<u8>(1 << 16).unwrap();
@@ -182,7 +182,7 @@ fn a_polling_host_gets_on() {
 
 #[test]
 fn nothing_runs_before_it_must() {
-    let emulator = Emulator::load(common::config(0)).unwrap();
+    let emulator = Emulator::load(seeded::config(0)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     // SAFETY: one stream does everything.
     unsafe { ctx.disable_event_tracking() };
@@ -201,7 +201,7 @@ fn nothing_runs_before_it_must() {
 #[test]
 fn the_legacy_stream_orders_blocking_streams_and_not_the_others() {
     for ordered in [true, false] {
-        let run = common::run_failing(4, || {
+        let run = seeded::run_failing(4, || {
             let ctx = CudaContext::new(0).unwrap();
             ctx.bind_to_thread().unwrap();
             // SAFETY: sizes agree and all handles are live.
@@ -231,9 +231,9 @@ fn the_legacy_stream_orders_blocking_streams_and_not_the_others() {
 
 #[test]
 fn the_work_of_a_destroyed_stream_goes_on_and_is_waited_for() {
-    for seed in common::SEEDS {
+    for seed in seeded::SEEDS {
         for kind in [true, false] {
-            let emulator = Emulator::load(common::config(seed)).unwrap();
+            let emulator = Emulator::load(seeded::config(seed)).unwrap();
             let ctx = CudaContext::new(0).unwrap();
             ctx.bind_to_thread().unwrap();
             // SAFETY: sizes agree; the streams are destroyed once, with work queued.
@@ -272,8 +272,8 @@ fn the_work_of_a_destroyed_stream_goes_on_and_is_waited_for() {
 
 #[test]
 fn own_contexts_event_tracking_and_views() {
-    for seed in common::SEEDS {
-        let emulator = Emulator::load(common::config(seed)).unwrap();
+    for seed in seeded::SEEDS {
+        let emulator = Emulator::load(seeded::config(seed)).unwrap();
         let ctx = CudaContext::new(0).unwrap();
         let (a, b) = (ctx.new_stream().unwrap(), ctx.new_stream().unwrap());
         let mut data = a.clone_htod(&(0..4096_u32).collect::<Vec<_>>()).unwrap();
@@ -299,7 +299,7 @@ fn own_contexts_event_tracking_and_views() {
 
 #[test]
 fn a_cubin_gets_the_error_of_a_foreign_architecture() {
-    let emulator = Emulator::load(common::config(0)).unwrap();
+    let emulator = Emulator::load(seeded::config(0)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     ctx.bind_to_thread().unwrap();
     let image = b"\x7fELF then machine code";

@@ -9,7 +9,7 @@
     reason = "a test fails by panicking and reports what it measured"
 )]
 
-mod common;
+mod seeded;
 
 use std::{
     path::{Path, PathBuf},
@@ -59,7 +59,7 @@ fn run(program: &Path, libraries: &Path, variables: &[(&str, &str)]) -> (Output,
 fn a_cust_program_runs_under_every_seed_and_its_environment_decides() {
     let Some((program, libraries)) = build() else { return };
     let counters = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cust/counters.json");
-    for seed in common::SEEDS {
+    for seed in seeded::SEEDS {
         let (seed, file) = (seed.to_string(), counters.to_str().unwrap());
         let variables = [("CUDA_EMULATOR_SEED", seed.as_str()), ("CUDA_EMULATOR_COUNTERS", file)];
         let (output, text) = run(&program, &libraries, &variables);

@@ -12,7 +12,7 @@
     reason = "launches, cuBLAS and the driver API below the safe layer are unsafe"
 )]
 
-mod common;
+mod seeded;
 
 use std::{
     ffi::c_void,
@@ -214,13 +214,13 @@ impl Program {
 }
 
 fn load(seed: u64) -> Option<Emulator> {
-    common::fetch_nvrtc().then(|| Emulator::load(common::config(seed)).unwrap())
+    seeded::fetch_nvrtc().then(|| Emulator::load(seeded::config(seed)).unwrap())
 }
 
 #[test]
 fn a_captured_step_replays_to_the_bits_of_eager_steps_under_every_seed() {
     let mut expected = None;
-    for seed in common::SEEDS {
+    for seed in seeded::SEEDS {
         let Some(emulator) = load(seed) else { return };
         let mut eager = Program::new();
         for step in 0..3 {
@@ -304,14 +304,14 @@ fn an_executable_graph_takes_new_kernel_arguments() {
 
 #[test]
 fn the_nth_product_copy_or_launch_of_a_step_fails() {
-    if !common::fetch_nvrtc() {
+    if !seeded::fetch_nvrtc() {
         return;
     }
     // Copies count memsets: eight before the step, two in it, then the gradients.
     for (site, nth, status) in
         [(FaultSite::Blas, 2, 13), (FaultSite::Launch, 2, 719), (FaultSite::Copy, 11, 700)]
     {
-        let mut config = common::config(1);
+        let mut config = seeded::config(1);
         config.faults = vec![Fault { site, nth, status }];
         let emulator = Emulator::load(config).unwrap();
         let mut program = Program::new();

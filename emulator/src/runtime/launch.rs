@@ -232,6 +232,8 @@ impl Runtime {
                     global_store_sectors: report.counters.sectors_stored,
                     bank_conflicts: report.counters.bank_conflicts,
                     flops: report.counters.flops,
+                    atomics: report.counters.atomics,
+                    barriers: report.counters.barriers,
                 };
                 self.counters.total.add(&counted);
                 self.counters.kernels.entry(work.kernel.name.clone()).or_default().add(&counted);
