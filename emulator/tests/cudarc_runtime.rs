@@ -10,7 +10,7 @@
 mod seeded;
 
 use cuda_emulator::{Class, Config, DeviceProfile, Emulator, Fault, FaultSite};
-use cudarc::driver::{CudaContext, DevicePtr, result, sys};
+use cudarc::driver::{CudaContext, DevicePtr, LaunchConfig, PushKernelArg, result, sys};
 
 fn code(error: &cudarc::driver::DriverError) -> i32 {
     error.0 as i32
@@ -157,6 +157,78 @@ fn unimplemented_entries_are_refused_by_name() {
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].class, Class::Unsupported);
     assert!(findings[0].message.contains("`cuMemAllocManaged`"), "{}", findings[0]);
+    drop(ctx);
+    assert_eq!(emulator.finish().unwrap(), []);
+}
+
+#[test]
+fn a_run_tells_what_was_not_exact() {
+    if !seeded::fetch_nvrtc() {
+        return;
+    }
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("fidelity.json");
+    let mut config = seeded::config(0);
+    config.counters_file = Some(file.clone());
+    let emulator = Emulator::load(config).unwrap();
+    let ctx = CudaContext::new(0).unwrap();
+    ctx.bind_to_thread().unwrap();
+    let stream = ctx.default_stream();
+    let source = r#"
+        extern "C" __global__ void exact(float *x) { x[threadIdx.x] = sqrtf(x[threadIdx.x]); }
+        extern "C" __global__ void fast(float *x) { x[threadIdx.x] = __sinf(x[threadIdx.x]); }
+    "#;
+    let options = cudarc::nvrtc::CompileOptions { arch: Some("sm_90"), ..Default::default() };
+    let ptx = cudarc::nvrtc::compile_ptx_with_opts(source, options).unwrap();
+    let module = ctx.load_module(ptx).unwrap();
+    let mut x = stream.clone_htod(&[0.25_f32; 32]).unwrap();
+    let shape = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+    let mut run = |name: &str| {
+        let function = module.load_function(name).unwrap();
+        // SAFETY: one argument, 32 floats.
+        unsafe { stream.launch_builder(&function).arg(&mut x).launch(shape) }.unwrap();
+        stream.synchronize().unwrap();
+        emulator.fidelity().unwrap()
+    };
+    assert_eq!(run("exact"), "fidelity: approximate: none; unsupported: none");
+    assert_eq!(run("fast"), "fidelity: approximate: sin.approx.f32; unsupported: none");
+    // SAFETY: the entry refuses before it looks at its arguments.
+    unsafe { sys::cuProfilerInitialize(std::ptr::null(), std::ptr::null(), std::mem::zeroed()) };
+    let line = emulator.fidelity().unwrap();
+    assert!(line.ends_with("unsupported: cuProfilerInitialize"), "{line}");
+    drop((x, module, stream, ctx));
+    assert_eq!(emulator.finish().unwrap().len(), 1);
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    assert_eq!(json["fidelity"]["approximate"][0], "sin.approx.f32");
+    assert_eq!(json["total"]["launches"], 2);
+}
+
+#[test]
+fn kernel_arguments_that_cannot_be_read_are_refused() {
+    let emulator = Emulator::load(seeded::config(0)).unwrap();
+    let ctx = CudaContext::new(0).unwrap();
+    ctx.bind_to_thread().unwrap();
+    let text = c".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 a, .param .u32 b)\n{\nret;\n}";
+    // SAFETY: the arguments are wrong on purpose; the emulator looks before it reads.
+    unsafe {
+        let module = result::module::load_data(text.as_ptr().cast()).unwrap();
+        let function = result::module::get_function(module, c"k".to_owned()).unwrap();
+        let value = 7_u64;
+        let good: *mut std::ffi::c_void = (&raw const value).cast_mut().cast();
+        for (second, fine) in [(good, true), (std::ptr::null_mut(), false), (16 as *mut _, false)] {
+            let mut arguments = [good, second];
+            let (one, stream) = ((1, 1, 1), std::ptr::null_mut());
+            let launched = result::launch_kernel(function, one, one, 0, stream, &mut arguments);
+            assert_eq!(launched.is_ok(), fine);
+            let findings = emulator.take_findings().unwrap();
+            assert_eq!(findings.is_empty(), fine);
+            if let Some(found) = findings.first() {
+                assert!(found.message.contains("argument 1 (`b`, 4 bytes)"), "{found}");
+            }
+        }
+        result::ctx::synchronize().unwrap();
+        result::module::unload(module).unwrap();
+    }
     drop(ctx);
     assert_eq!(emulator.finish().unwrap(), []);
 }
