@@ -213,6 +213,12 @@ KERNEL barrier_count(const float *x, float *y) {
     y[t] = s[63 - t];
 }
 
+// Each block reads what the next one replaces, whole rows at a time.
+KERNEL next_block_in_place(const float *x, float *y) {
+    u32 i = blockIdx.x * 64 + threadIdx.x;
+    y[i] = PICK(y, x)[(i + 64) % 256] + 1; // FINDS next_block_in_place
+}
+
 KERNEL uneven_barriers(float *y) {
     u32 warp = threadIdx.x / 32;
     float v = 0;

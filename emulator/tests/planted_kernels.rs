@@ -219,6 +219,20 @@ fn cases() -> Vec<Case> {
             || (0..256).map(|i| if i == 0 || i == 255 { 0.0 } else { 2.0 * i as f32 }).collect(),
         ),
         case(
+            "next_block_in_place",
+            GlobalRace,
+            4,
+            64,
+            None,
+            |d, _| {
+                let (args, y) = in_out(d, 256, 256, &[]);
+                let Arg::Ptr(address) = y else { panic!() };
+                d.memory.fill(address, 0, 4, 256).unwrap();
+                (args, y)
+            },
+            || (0..256).map(|i| ((i + 64) % 256 + 1) as f32).collect(),
+        ),
+        case(
             "exchange_through_global",
             GlobalRace,
             2,

@@ -3,8 +3,8 @@
 
 use super::alu::Lanes;
 use super::block::{Core, Step, fault};
-use super::history::Accessor;
 use super::place::{Intent, Place};
+use super::record::Accessor;
 use super::row::Row;
 use super::shadow::Touch;
 use super::step::undefined;

@@ -2,8 +2,8 @@
 
 use super::alu::{Kind, Lanes, Rounding, Ty, add_odd, narrow};
 use super::block::{Core, Step, fault};
-use super::history::Accessor;
 use super::place::{Intent, Place};
+use super::record::Accessor;
 use super::shadow::Touch;
 use super::step::undefined;
 use super::warp::Warp;

@@ -7,10 +7,9 @@
 //! byte, which are exact.
 
 use super::clocks::Clocks;
+use super::record::{Accessor, Cell, GROUP, Record, RowRecord, words};
 use super::row::Row;
 
-/// Bytes of a group.
-const GROUP: u64 = 128;
 /// Words of a group.
 const WORDS: usize = 32;
 /// Row records a group holds of either kind.
@@ -20,141 +19,6 @@ const MOST_GROUPS: usize = 1 << 16;
 /// Concurrent readers of a word of global memory that are remembered. A race with a later one alone
 /// is missed, but nothing is reported that is not one.
 const MOST_READERS: usize = 16;
-
-/// Who accesses, and how.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Accessor {
-    pub(crate) warp: usize,
-    pub(crate) lane: usize,
-    pub(crate) pc: u32,
-    pub(crate) atomic: bool,
-}
-
-/// Accesses of one instruction by lanes of one warp with equal clocks.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Record {
-    pub(crate) warp: u16,
-    bytes: u8,
-    atomic: bool,
-    pub(crate) lanes: u32,
-    clock: u32,
-    pub(crate) pc: u32,
-    pub(crate) write: bool,
-}
-
-impl Record {
-    /// Whether both are accesses of one warp instruction to the same bytes.
-    fn same_instruction(&self, other: &Self) -> bool {
-        self.warp == other.warp
-            && self.clock == other.clock
-            && self.bytes == other.bytes
-            && self.pc == other.pc
-            && self.atomic == other.atomic
-    }
-
-    /// Whether it is ordered before what the lanes of `now` do.
-    fn before(&self, clocks: &Clocks, now: &Self) -> bool {
-        let (warp, other) = (usize::from(now.warp), usize::from(self.warp));
-        if clocks.known(other, self.lanes, self.clock, warp) {
-            return true;
-        }
-        lanes_of(now.lanes).all(|lane| clocks.ordered(other, self.lanes, self.clock, warp, lane))
-    }
-}
-
-/// A row, cut to one group.
-#[derive(Debug, Clone, Copy)]
-struct RowRecord {
-    /// The address lane 0 would access.
-    origin: u64,
-    /// Bytes a lane accesses.
-    step: u32,
-    lanes: u32,
-    clock: u32,
-    pc: u32,
-    warp: u16,
-    /// Bytes of the group, half open.
-    from: u8,
-    to: u8,
-    uniform: bool,
-}
-
-impl RowRecord {
-    fn covers(&self, other: &Self) -> bool {
-        self.from <= other.from && other.to <= self.to
-    }
-
-    /// Whether every byte of both belongs to the same thread in both.
-    fn same_threads(&self, other: &Self) -> bool {
-        self.warp == other.warp
-            && self.origin == other.origin
-            && self.step == other.step
-            && !self.uniform
-            && !other.uniform
-    }
-
-    /// Whether it is ordered before `now`, as far as can be said for the row as a whole.
-    fn before(&self, clocks: &Clocks, now: &Self) -> bool {
-        self.same_threads(now)
-            || clocks.known(usize::from(self.warp), self.lanes, self.clock, usize::from(now.warp))
-    }
-
-    fn harmless(&self, clocks: &Clocks, now: &Self) -> bool {
-        self.to <= now.from || now.to <= self.from || self.before(clocks, now)
-    }
-
-    /// The accesses by word: word of the group and record.
-    fn by_word(&self, group: u64, write: bool, mut each: impl FnMut(usize, Record)) {
-        let Self { warp, clock, pc, .. } = *self;
-        let record = |bytes, lanes| Record { warp, bytes, atomic: false, lanes, clock, pc, write };
-        let base = group * GROUP;
-        if self.uniform {
-            for (word, bytes) in words(u64::from(self.from), u32::from(self.to - self.from)) {
-                each(word, record(bytes, self.lanes));
-            }
-            return;
-        }
-        let mut at = u64::from(self.from);
-        while at < u64::from(self.to) {
-            // The origin may lie below address 0 when the first lanes take no part.
-            let lane = (base + at).wrapping_sub(self.origin) / u64::from(self.step);
-            let end = self.origin.wrapping_add((lane + 1) * u64::from(self.step));
-            let end = end.wrapping_sub(base).min(self.to.into());
-            for (word, bytes) in words(at, (end - at) as u32) {
-                each(word, record(bytes, 1 << (lane & 31)));
-            }
-            at = end;
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Cell {
-    writes: Vec<Record>,
-    reads: Vec<Record>,
-}
-
-impl Cell {
-    /// Records an access; `Err` with the access it races with.
-    fn note(&mut self, clocks: &Clocks, now: Record, most_readers: usize) -> Result<(), Record> {
-        conflict(&self.writes, clocks, &now)?;
-        if !now.write {
-            remember(&mut self.reads, clocks, now, most_readers);
-            return Ok(());
-        }
-        conflict(&self.reads, clocks, &now)?;
-        let keep = |record: &mut Record| {
-            record.bytes &= !now.bytes;
-            record.bytes != 0
-        };
-        self.reads.retain_mut(keep);
-        if !now.atomic {
-            self.writes.retain_mut(keep);
-        }
-        remember(&mut self.writes, clocks, now, usize::MAX);
-        Ok(())
-    }
-}
 
 type Cells = Box<[Cell; WORDS]>;
 
@@ -426,58 +290,11 @@ fn hash(number: u64) -> usize {
     (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
 }
 
-fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let lane = (mask != 0).then(|| mask.trailing_zeros() as usize);
-        mask &= mask.wrapping_sub(1);
-        lane
-    })
-}
-
-/// The words of a range and the bytes of each.
-fn words(offset: u64, bytes: u32) -> impl Iterator<Item = (usize, u8)> {
-    let end = offset + u64::from(bytes);
-    (offset / 4..end.div_ceil(4)).map(move |word| {
-        let from = offset.saturating_sub(word * 4).min(4) as u32;
-        let to = (end - word * 4).min(4) as u32;
-        (word as usize, ((1u32 << to) - (1u32 << from)) as u8)
-    })
-}
-
-/// `Err` with a record that overlaps the bytes and is not ordered before `now`.
-fn conflict(records: &[Record], clocks: &Clocks, now: &Record) -> Result<(), Record> {
-    for record in records {
-        if record.bytes & now.bytes == 0 || record.atomic && now.atomic {
-            continue;
-        }
-        if !record.before(clocks, now) {
-            return Err(*record);
-        }
-    }
-    Ok(())
-}
-
-/// Adds an access. Records that happened before it are implied by it and dropped, so a list holds
-/// concurrent accesses only.
-fn remember(records: &mut Vec<Record>, clocks: &Clocks, now: Record, most: usize) {
-    if let Some(record) = records.iter_mut().rev().find(|record| record.same_instruction(&now)) {
-        record.lanes |= now.lanes;
-        return;
-    }
-    records.retain(|record| {
-        record.bytes & !now.bytes != 0
-            || record.atomic != now.atomic
-            || !record.before(clocks, &now)
-    });
-    if records.len() < most {
-        records.push(now);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::exec::clocks::Release;
+    use crate::exec::record::lanes_of;
 
     fn at(warp: usize, lane: usize) -> Accessor {
         Accessor { warp, lane, pc: 0, atomic: false }

@@ -11,6 +11,7 @@ mod history;
 mod launch;
 mod place;
 mod race;
+mod record;
 mod row;
 mod row_access;
 mod shadow;

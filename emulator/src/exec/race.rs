@@ -1,7 +1,7 @@
 //! Races of an access with those of other threads and blocks, in words.
 
 use super::block::{Core, Step, fault, text};
-use super::history::{Accessor, Record};
+use super::record::{Accessor, Record};
 use super::shadow::{self, Conflict, Touch};
 use super::warp::thread_index;
 use crate::finding::{Finding, FindingKind};

@@ -532,6 +532,32 @@ mod tests {
     }
 
     #[test]
+    fn records_far_apart_are_kept_apart() {
+        let (shadow, size) = (Shadow::new(1), 300 << 20);
+        let at = |offset, bytes| Place { allocation: 0, size, offset, bytes };
+        // Other chunks and other directories of groups, words and atomics.
+        let places: Vec<u64> = vec![0, 64 << 10, 1 << 20, 20 << 20, size - 4096];
+        for (block, start) in places.iter().enumerate() {
+            let block = block as u64;
+            assert!(shadow.touch_row(at(*start, 256), block, Touch::Write));
+            assert!(shadow.touch(at(start + 256, 2), block, Touch::Read).is_ok());
+            assert!(shadow.touch(at(start + 512, 4), block, Touch::Atomic).is_ok());
+        }
+        for start in &places {
+            assert!(!shadow.touch_row(at(*start, 256), 99, Touch::Read));
+            assert!(shadow.touch(at(start + 256, 1), 99, Touch::Write).is_err());
+            assert!(shadow.touch(at(start + 512, 1), 99, Touch::Read).is_err());
+        }
+        let (reads, writes) = shadow.ranges([(0, size)].into_iter());
+        let expected = |parts: [(u64, u64); 2]| -> Vec<(u64, u64)> {
+            places.iter().flat_map(|s| parts.map(|(a, b)| (s + a, s + b))).collect()
+        };
+        assert_eq!(writes, expected([(0, 256), (512, 516)]));
+        // A read that raced with an atomic was recorded before it was refused.
+        assert_eq!(reads, expected([(256, 258), (512, 516)]));
+    }
+
+    #[test]
     fn many_readers_are_fine_until_someone_writes() {
         let shadow = Shadow::new(1);
         assert!(touch(&shadow, 4, 4, 0, Touch::Read));
