@@ -36,13 +36,14 @@ KERNEL barrier_in_branch(const float *x, float *y) {
     y[t] = t < 40 ? s[39 - t] : 0;
 }
 
+// Threads that return early do not hold the barrier up, but neither do they write their element.
 KERNEL return_before_barrier(const float *x, float *y, u32 n) {
     __shared__ float s[128];
     u32 t = threadIdx.x, i = blockIdx.x * 128 + t;
     PICK(if (i >= n) return, );
     s[t] = i < n ? x[i] : 0;
-    __syncthreads(); // FINDS return_before_barrier
-    if (i < n) y[i] = s[t] + (t > 0 ? s[t - 1] : 0);
+    __syncthreads();
+    if (i < n) y[i] = s[t] + s[127 - t]; // FINDS return_before_barrier
 }
 
 KERNEL half_shuffle_mask(const float *x, float *y) {
@@ -210,6 +211,12 @@ KERNEL barrier_count(const float *x, float *y) {
     s[t] = x[t];
     asm volatile("bar.sync 1, %0;" ::"r"(PICK(96, 64)) : "memory"); // FINDS barrier_count
     y[t] = s[63 - t];
+}
+
+// Each block reads what the next one replaces, whole rows at a time.
+KERNEL next_block_in_place(const float *x, float *y) {
+    u32 i = blockIdx.x * 64 + threadIdx.x;
+    y[i] = PICK(y, x)[(i + 64) % 256] + 1; // FINDS next_block_in_place
 }
 
 KERNEL uneven_barriers(float *y) {

@@ -13,6 +13,7 @@ pub mod load;
 pub mod memory;
 pub mod ptx;
 pub mod runtime;
+pub mod thin;
 
 pub use finding::{Checked, Finding, FindingKind, SourceLine};
 pub use load::{Emulator, LoadError};

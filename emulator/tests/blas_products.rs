@@ -7,14 +7,15 @@
 )]
 #![allow(unsafe_code, reason = "the cuBLAS C API is unsafe")]
 
-mod common;
+#[path = "blas_products/matmul.rs"]
+mod matmul;
+mod seeded;
 
-use std::{ffi::c_void, time::Instant};
+use std::ffi::c_void;
 
 use cuda_emulator::Emulator;
 use cudarc::{
     cublas::{CudaBlas, sys as blas},
-    cublaslt::sys as lt,
     driver::{CudaContext, result, sys},
 };
 use half::{bf16, f16};
@@ -136,7 +137,7 @@ fn upload(bytes: &[u8]) -> sys::CUdeviceptr {
 }
 
 fn check(case: &Case) -> Result<(), TestCaseError> {
-    let emulator = Emulator::load(common::config(case.seed)).unwrap();
+    let emulator = Emulator::load(seeded::config(case.seed)).unwrap();
     let [m, n, k] = case.shape;
     let mut numbers = Numbers(case.seed);
     let stored = |rows, cols, trans: bool| if trans { (cols, rows) } else { (rows, cols) };
@@ -296,7 +297,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
             )
             .result()
             .unwrap(),
-            Route::Lt => matmul(
+            Route::Lt => matmul::matmul(
                 case,
                 [&la, &lb, &lc, &ld],
                 [device[0], device[1], device[2], d],
@@ -385,133 +386,6 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     prop_assert_eq!(counters.gemm_flops, (2 * m * n * k * batch) as u64);
     prop_assert_eq!(emulator.finish().unwrap(), vec![]);
     Ok(())
-}
-
-/// cublasLt with C apart from D and a leading dimension of its own for each.
-///
-/// # Safety
-/// The buffers hold what the layouts say.
-unsafe fn matmul(
-    case: &Case,
-    layouts: [&Layout; 4],
-    at: [u64; 4],
-    alpha: *const c_void,
-    beta: *const c_void,
-    batch: usize,
-    stream: &cudarc::driver::CudaStream,
-) {
-    let lt_type = |dtype: Type| match dtype {
-        Type::CUDA_R_16F => lt::cudaDataType_t::CUDA_R_16F,
-        Type::CUDA_R_16BF => lt::cudaDataType_t::CUDA_R_16BF,
-        _ => lt::cudaDataType_t::CUDA_R_32F,
-    };
-    let compute = if case.tf32 {
-        lt::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32
-    } else {
-        lt::cublasComputeType_t::CUBLAS_COMPUTE_32F
-    };
-    // SAFETY: each object is made, set with values of its attributes' sizes, and destroyed once.
-    unsafe {
-        let mut handle = std::ptr::null_mut();
-        lt::cublasLtCreate(&raw mut handle).result().unwrap();
-        let mut desc = std::ptr::null_mut();
-        lt::cublasLtMatmulDescCreate(&raw mut desc, compute, lt::cudaDataType_t::CUDA_R_32F)
-            .result()
-            .unwrap();
-        let set = |attribute, value: i32| {
-            lt::cublasLtMatmulDescSetAttribute(desc, attribute, (&raw const value).cast(), 4)
-                .result()
-                .unwrap();
-        };
-        set(
-            lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-            i32::from(case.trans[0]),
-        );
-        set(
-            lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB,
-            i32::from(case.trans[1]),
-        );
-        set(
-            lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_POINTER_MODE,
-            i32::from(case.device_scalars),
-        );
-        let mut objects = [std::ptr::null_mut(); 4];
-        for (index, (object, layout)) in objects.iter_mut().zip(layouts).enumerate() {
-            let dtype = lt_type(if index < 2 { case.input } else { case.output });
-            lt::cublasLtMatrixLayoutCreate(
-                object,
-                dtype,
-                layout.rows as u64,
-                layout.cols as u64,
-                layout.ld as i64,
-            )
-            .result()
-            .unwrap();
-            let (count, stride) = (batch as i32, layout.stride as i64);
-            use lt::cublasLtMatrixLayoutAttribute_t as Attribute;
-            lt::cublasLtMatrixLayoutSetAttribute(
-                *object,
-                Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
-                (&raw const count).cast(),
-                4,
-            )
-            .result()
-            .unwrap();
-            lt::cublasLtMatrixLayoutSetAttribute(
-                *object,
-                Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                (&raw const stride).cast(),
-                8,
-            )
-            .result()
-            .unwrap();
-        }
-        let mut preference = std::ptr::null_mut();
-        lt::cublasLtMatmulPreferenceCreate(&raw mut preference).result().unwrap();
-        let mut heuristic: lt::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
-        let mut found = 0;
-        lt::cublasLtMatmulAlgoGetHeuristic(
-            handle,
-            desc,
-            objects[0],
-            objects[1],
-            objects[2],
-            objects[3],
-            preference,
-            1,
-            &raw mut heuristic,
-            &raw mut found,
-        )
-        .result()
-        .unwrap();
-        assert_eq!(found, 1);
-        lt::cublasLtMatmul(
-            handle,
-            desc,
-            alpha,
-            at[0] as *const c_void,
-            objects[0],
-            at[1] as *const c_void,
-            objects[1],
-            beta,
-            at[2] as *const c_void,
-            objects[2],
-            at[3] as *mut c_void,
-            objects[3],
-            &raw const heuristic.algo,
-            std::ptr::null_mut(),
-            0,
-            stream.cu_stream().cast(),
-        )
-        .result()
-        .unwrap();
-        lt::cublasLtMatmulPreferenceDestroy(preference).result().unwrap();
-        for object in objects {
-            lt::cublasLtMatrixLayoutDestroy(object).result().unwrap();
-        }
-        lt::cublasLtMatmulDescDestroy(desc).result().unwrap();
-        lt::cublasLtDestroy(handle).result().unwrap();
-    }
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -609,67 +483,4 @@ fn every_transposition_format_and_route_once() {
             }
         }
     }
-}
-
-#[test]
-fn a_large_product_takes_well_under_a_second() {
-    let side = 512;
-    let case = Case {
-        route: Route::GemmEx,
-        input: Type::CUDA_R_16BF,
-        output: Type::CUDA_R_16BF,
-        tf32: false,
-        trans: [false, true],
-        shape: [side; 3],
-        pad: [0; 4],
-        batch: 1,
-        alpha: 1.0,
-        beta: 0.0,
-        device_scalars: false,
-        seed: 1,
-    };
-    let emulator = Emulator::load(common::config(0)).unwrap();
-    let ctx = CudaContext::new(0).unwrap();
-    let stream = ctx.new_stream().unwrap();
-    let handle = CudaBlas::new(stream.clone()).unwrap();
-    let layout = Layout::new(side, side, 0);
-    let mut numbers = Numbers(1);
-    let a = upload(&fill(&layout, 1, case.input, &mut numbers));
-    let c = upload(&fill(&layout, 1, case.output, &mut numbers));
-    let (alpha, beta) = (1.0_f32, 0.0_f32);
-    let start = Instant::now();
-    // SAFETY: both buffers hold a 512 × 512 matrix.
-    unsafe {
-        blas::cublasGemmEx(
-            *handle.handle(),
-            Op::CUBLAS_OP_N,
-            Op::CUBLAS_OP_T,
-            512,
-            512,
-            512,
-            (&raw const alpha).cast(),
-            a as *const c_void,
-            case.input,
-            512,
-            a as *const c_void,
-            case.input,
-            512,
-            (&raw const beta).cast(),
-            c as *mut c_void,
-            case.output,
-            512,
-            Compute::CUBLAS_COMPUTE_32F,
-            blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-        )
-        .result()
-        .unwrap();
-        result::stream::synchronize(stream.cu_stream()).unwrap();
-        let took = start.elapsed();
-        eprintln!("512 x 512 x 512 bf16 product: {took:?}");
-        assert!(took.as_secs_f64() < 1.0, "{took:?}");
-        result::free_sync(a).unwrap();
-        result::free_sync(c).unwrap();
-    }
-    drop((handle, stream, ctx));
-    assert_eq!(emulator.finish().unwrap(), []);
 }

@@ -7,7 +7,7 @@
 )]
 #![allow(unsafe_code, reason = "the cuBLAS C API is unsafe")]
 
-mod common;
+mod seeded;
 
 use std::ffi::c_void;
 
@@ -38,7 +38,7 @@ const MATRIX: u64 = (4 * SIDE * SIDE) as u64;
 
 /// Status of an f32 product, and the findings.
 fn gemm(call: &Call, faults: Vec<Fault>, written: bool) -> (i32, Vec<Class>) {
-    let mut config = common::config(2);
+    let mut config = seeded::config(2);
     config.faults = faults;
     let emulator = Emulator::load(config).unwrap();
     let ctx = CudaContext::new(0).unwrap();
@@ -123,7 +123,7 @@ fn matmul(slots: [u64; 4]) -> (bool, Vec<Class>) {
 
 /// The same with A `shift` bytes further.
 fn matmul_at(slots: [u64; 4], shift: u64) -> (bool, Vec<Class>) {
-    let emulator = Emulator::load(common::config(2)).unwrap();
+    let emulator = Emulator::load(seeded::config(2)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     let stream = ctx.new_stream().unwrap();
     let matrix = (2 * SIDE * SIDE) as u64;

@@ -5,7 +5,11 @@
 
 #[path = "nvrtc/device.rs"]
 mod device;
+#[path = "nvrtc/driver.rs"]
+mod driver;
 mod nvrtc;
+
+use std::sync::OnceLock;
 
 use cuda_emulator::exec::LaunchOptions;
 use device::{Arg, Device};
@@ -19,8 +23,55 @@ fn compile(cuda: Cuda, arch: &str) -> Option<String> {
     Some(nvrtc(cuda)?.compile("conformance.cu", SOURCE, arch, &[]))
 }
 
+/// The PTX that most tests share.
+fn usual() -> Option<&'static str> {
+    static PTX: OnceLock<Option<String>> = OnceLock::new();
+    PTX.get_or_init(|| compile(Cuda::V13, "90")).as_deref()
+}
+
 fn device() -> Option<Device> {
-    Some(Device::new(&compile(Cuda::V13, "90")?))
+    Some(Device::new(usual()?))
+}
+
+/// Tests that run by the interpreter alone, and again through cudarc and the emulated driver.
+macro_rules! both {
+    ($($name:ident)*) => {
+        mod interpreter {
+            $(#[test]
+            fn $name() {
+                if let Some(ptx) = super::usual() {
+                    super::$name(&mut super::Device::new(ptx));
+                }
+            })*
+        }
+        mod cudarc {
+            $(#[test]
+            fn $name() {
+                if let Some(ptx) = super::usual() {
+                    super::$name(&mut super::Device::of_driver(ptx));
+                }
+            })*
+        }
+    };
+}
+
+both! {
+    saxpy
+    block_sum
+    halves
+    votes
+    calls
+    a_double_buffered_product_is_exact
+    scans_and_transposes_move_every_element
+    histograms_count_with_integer_atomics
+    narrowing_matches_half_and_truncation
+    pairs_of_halves_round_once
+    floats_become_integers_in_four_ways
+    integer_instructions_match_the_host
+    divergent_threads_each_follow_their_own_path
+    threads_that_have_exited_hold_no_barrier_up
+    grids_have_three_dimensions_and_addresses_64_bits
+    module_variables_vectors_and_local_arrays_hold_their_values
 }
 
 fn random(count: usize) -> impl Iterator<Item = u32> {
@@ -55,7 +106,7 @@ fn every_target_of_both_compilers_loads_and_runs() {
         let Some(ptx) = compile(cuda, arch) else { return };
         let device = Device::new(&ptx);
         assert_eq!(device.module.module().target(), format!("sm_{arch}"));
-        assert_eq!(device.module.module().entries().len(), 20, "{arch}");
+        assert_eq!(device.module.module().entries().len(), 21, "{arch}");
         saxpy(&device);
         block_sum(&device);
         halves(&device);
@@ -170,16 +221,12 @@ fn calls(device: &Device) {
     }
 }
 
-#[test]
-fn a_double_buffered_product_is_exact() {
-    let Some(device) = device() else { return };
-    gemm(&device, 97, 130, 161);
-    gemm(&device, 128, 128, 64);
+fn a_double_buffered_product_is_exact(device: &Device) {
+    gemm(device, 97, 130, 161);
+    gemm(device, 128, 128, 64);
 }
 
-#[test]
-fn scans_and_transposes_move_every_element() {
-    let Some(mut device) = device() else { return };
+fn scans_and_transposes_move_every_element(device: &mut Device) {
     let n = 1000u32;
     let x: Vec<u32> = random(n as usize).map(|bits| bits % 100).collect();
     let (dx, dy) = (device.upload("x", &x), device.alloc::<u32>("y", n as usize));
@@ -206,9 +253,7 @@ fn scans_and_transposes_move_every_element() {
     }
 }
 
-#[test]
-fn histograms_count_with_integer_atomics() {
-    let Some(device) = device() else { return };
+fn histograms_count_with_integer_atomics(device: &Device) {
     let n = 20_000;
     let x: Vec<u8> = random(n).map(|bits| (bits >> 7) as u8 & (bits >> 20) as u8).collect();
     let (dx, bins) = (device.upload("x", &x), device.upload("bins", &[0u32; 256]));
@@ -236,9 +281,7 @@ fn corner_floats() -> Vec<f32> {
     out
 }
 
-#[test]
-fn narrowing_matches_half_and_truncation() {
-    let Some(device) = device() else { return };
+fn narrowing_matches_half_and_truncation(device: &Device) {
     let x = corner_floats();
     let n = x.len();
     let dx = device.upload("x", &x);
@@ -263,9 +306,7 @@ fn narrowing_matches_half_and_truncation() {
     }
 }
 
-#[test]
-fn pairs_of_halves_round_once() {
-    let Some(device) = device() else { return };
+fn pairs_of_halves_round_once(device: &Device) {
     let n = 8192;
     let x: Vec<u32> = random(n).collect();
     let y: Vec<u32> = random(2 * n).skip(n).collect();
@@ -358,9 +399,7 @@ fn directed_rounding_brackets_the_exact_result() {
     }
 }
 
-#[test]
-fn floats_become_integers_in_four_ways() {
-    let Some(device) = device() else { return };
+fn floats_become_integers_in_four_ways(device: &Device) {
     let x = corner_floats();
     let n = x.len();
     let (dx, out) = (device.upload("x", &x), device.alloc::<i32>("out", 4 * n));
@@ -374,9 +413,7 @@ fn floats_become_integers_in_four_ways() {
     }
 }
 
-#[test]
-fn integer_instructions_match_the_host() {
-    let Some(device) = device() else { return };
+fn integer_instructions_match_the_host(device: &Device) {
     let n = 4096;
     let mut x: Vec<i32> = random(n).map(|bits| bits as i32).collect();
     let mut y: Vec<i32> = random(2 * n).skip(n).map(|b| (b as i32) >> (b % 32)).collect();
@@ -422,9 +459,7 @@ fn integer_instructions_match_the_host() {
     }
 }
 
-#[test]
-fn divergent_threads_each_follow_their_own_path() {
-    let Some(device) = device() else { return };
+fn divergent_threads_each_follow_their_own_path(device: &Device) {
     let n = 3000usize;
     let x: Vec<i32> = (1..=n as i32).collect();
     let (dx, dy) = (device.upload("x", &x), device.alloc::<i32>("y", n));
@@ -456,9 +491,25 @@ fn divergent_threads_each_follow_their_own_path() {
     }
 }
 
-#[test]
-fn grids_have_three_dimensions_and_addresses_64_bits() {
-    let Some(device) = device() else { return };
+fn threads_that_have_exited_hold_no_barrier_up(device: &Device) {
+    let x: Vec<f32> = (0..300).map(|i| i as f32).collect();
+    // Inside a warp, at its edge, and a whole warp and more.
+    for n in [300u32, 288, 257, 256] {
+        for seed in 0..20 {
+            let (input, output) = (device.upload("x", &x), device.alloc::<f32>("y", 300));
+            let options = LaunchOptions { seed, ..LaunchOptions::default() };
+            let args = [input, output, Arg::U32(n)];
+            device
+                .launch("early_exit", [3, 1, 1], [128, 1, 1], &args, &options)
+                .unwrap_or_else(|finding| panic!("{finding}"));
+            let found = device.download::<f32>(output, n as usize);
+            let expected = (0..n).map(|i| (if i % 128 > 0 { 2 * i - 1 } else { i }) as f32);
+            assert_eq!(found, expected.collect::<Vec<_>>(), "{n} {seed}");
+        }
+    }
+}
+
+fn grids_have_three_dimensions_and_addresses_64_bits(device: &Device) {
     let (grid, block) = ([3u32, 2, 4], [5u32, 4, 3]);
     let [w, h, d] = [15usize, 8, 12];
     let out = device.alloc::<u32>("out", w * h * d);
@@ -479,14 +530,12 @@ fn grids_have_three_dimensions_and_addresses_64_bits() {
     assert_eq!(device.download::<u8>(out, 64), data);
 }
 
-#[test]
-fn module_variables_vectors_and_local_arrays_hold_their_values() {
-    let Some(device) = device() else { return };
+fn module_variables_vectors_and_local_arrays_hold_their_values(device: &Device) {
     let out = device.alloc::<f32>("out", 100);
     device.run("module_variables", 4, 32, &[out, Arg::U32(100)]);
     let found = device.download::<f32>(out, 100);
     assert!((0..100).all(|i| found[i] == [3.4445, -4.7750, 2.0315][i % 3]));
-    let (counter, bytes) = device.module.variable("counter").unwrap();
+    let (counter, bytes) = device.variable("counter");
     assert_eq!(bytes, 4);
     assert_eq!(device.download::<u32>(Arg::Ptr(counter), 1), [5 + 4 * 2]);
 

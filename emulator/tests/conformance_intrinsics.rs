@@ -5,6 +5,8 @@
 
 #[path = "nvrtc/device.rs"]
 mod device;
+#[path = "nvrtc/driver.rs"]
+mod driver;
 mod nvrtc;
 
 use cuda_emulator::exec::LaunchOptions;

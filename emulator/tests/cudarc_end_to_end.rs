@@ -7,7 +7,7 @@
 )]
 #![allow(unsafe_code, reason = "launching a kernel is unsafe")]
 
-mod common;
+mod seeded;
 
 use cuda_emulator::Emulator;
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, sys};
@@ -21,11 +21,11 @@ extern "C" __global__ void saxpy(float *y, const float *x, float a, unsigned lon
 
 #[test]
 fn a_program_runs_from_context_to_graph() {
-    if !common::fetch_nvrtc() {
+    if !seeded::fetch_nvrtc() {
         return;
     }
     for seed in 0..3 {
-        let emulator = Emulator::load(common::config(seed)).unwrap();
+        let emulator = Emulator::load(seeded::config(seed)).unwrap();
         run();
         let counters = emulator.counters().unwrap();
         assert_eq!(counters.total.launches, 4);

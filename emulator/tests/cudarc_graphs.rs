@@ -7,7 +7,7 @@
 )]
 #![allow(unsafe_code, reason = "the driver API below the safe layer is unsafe")]
 
-mod common;
+mod seeded;
 
 use std::{collections::BTreeSet, ffi::c_void, sync::Arc};
 
@@ -47,11 +47,11 @@ fn config() -> LaunchConfig {
 
 #[test]
 fn replay_equals_eager_with_a_scalar_that_changes_between_launches() {
-    if !common::fetch_nvrtc() {
+    if !seeded::fetch_nvrtc() {
         return;
     }
     for seed in 0..5 {
-        let emulator = Emulator::load(common::config(seed)).unwrap();
+        let emulator = Emulator::load(seeded::config(seed)).unwrap();
         let (ctx, stream) = start();
         let add = add(&ctx);
         let x = stream.clone_htod(&[1.0_f32; N]).unwrap();
@@ -106,11 +106,11 @@ fn replay_equals_eager_with_a_scalar_that_changes_between_launches() {
 
 #[test]
 fn the_nth_launch_fails_inside_a_graph_too() {
-    if !common::fetch_nvrtc() {
+    if !seeded::fetch_nvrtc() {
         return;
     }
     for (nth, status, at_call) in [(2, 701, true), (2, 719, false), (1, 716, false)] {
-        let mut settings = common::config(1);
+        let mut settings = seeded::config(1);
         settings.faults = vec![Fault { site: FaultSite::Launch, nth, status }];
         let emulator = Emulator::load(settings).unwrap();
         let (ctx, stream) = start();
@@ -144,7 +144,7 @@ fn the_nth_launch_fails_inside_a_graph_too() {
 
 #[test]
 fn an_executable_graph_takes_the_parameters_of_another() {
-    let emulator = Emulator::load(common::config(2)).unwrap();
+    let emulator = Emulator::load(seeded::config(2)).unwrap();
     let (ctx, stream) = start();
     ctx.bind_to_thread().unwrap();
     let s = stream.cu_stream();
@@ -190,8 +190,8 @@ fn an_executable_graph_takes_the_parameters_of_another() {
 
 #[test]
 fn products_and_copies_are_captured_with_branches() {
-    for seed in common::SEEDS {
-        let emulator = Emulator::load(common::config(seed)).unwrap();
+    for seed in seeded::SEEDS {
+        let emulator = Emulator::load(seeded::config(seed)).unwrap();
         let (ctx, stream) = start();
         let side = ctx.new_stream().unwrap();
         let handle = CudaBlas::new(stream.clone()).unwrap();
@@ -251,7 +251,7 @@ fn products_and_copies_are_captured_with_branches() {
 #[test]
 fn seeds_permute_independent_work_and_repeat_it() {
     let outcome = |seed: u64| {
-        let mut settings = common::config(seed);
+        let mut settings = seeded::config(seed);
         settings.on_finding = OnFinding::Record;
         let emulator = Emulator::load(settings).unwrap();
         let (ctx, first) = start();
@@ -274,38 +274,7 @@ fn seeds_permute_independent_work_and_repeat_it() {
         assert!(!races.is_empty() && races.iter().all(|found| found.class == Class::Race));
         order
     };
-    let last: Vec<u8> = common::SEEDS.map(outcome).collect();
-    assert_eq!(last, common::SEEDS.map(outcome).collect::<Vec<_>>());
+    let last: Vec<u8> = seeded::SEEDS.map(outcome).collect();
+    assert_eq!(last, seeded::SEEDS.map(outcome).collect::<Vec<_>>());
     assert_eq!(last.iter().collect::<BTreeSet<_>>().len(), 3, "{last:?}");
-}
-
-#[test]
-fn one_megaelement_elementwise_launch_is_fast() {
-    if !common::fetch_nvrtc() {
-        return;
-    }
-    let emulator = Emulator::load(common::config(0)).unwrap();
-    let (ctx, stream) = start();
-    let add = add(&ctx);
-    let count = 1_usize << 20;
-    let x = stream.clone_htod(&vec![1.0_f32; count]).unwrap();
-    let mut y = stream.alloc_zeros::<f32>(count).unwrap();
-    stream.synchronize().unwrap();
-    let n = count as u32;
-    let shape =
-        LaunchConfig { grid_dim: (4096, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
-    let begin = std::time::Instant::now();
-    // SAFETY: the arguments are those of `add`; one scale is enough.
-    unsafe { stream.launch_builder(&add).arg(&mut y).arg(&x).arg(&x).arg(&n).launch(shape) }
-        .unwrap();
-    stream.synchronize().unwrap();
-    let took = begin.elapsed();
-    let counters = emulator.counters().unwrap().total;
-    eprintln!(
-        "1 Mi elements: {took:?}, {:.0} M thread-instructions/s",
-        counters.instructions as f64 / took.as_secs_f64() / 1e6
-    );
-    assert_eq!(counters.global_store_sectors, count as u64 * 4 / 32);
-    drop((x, y, add, stream, ctx));
-    assert_eq!(emulator.finish().unwrap(), []);
 }

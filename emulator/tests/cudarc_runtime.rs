@@ -7,10 +7,10 @@
 )]
 #![allow(unsafe_code, reason = "the driver API below the safe layer is unsafe")]
 
-mod common;
+mod seeded;
 
 use cuda_emulator::{Class, Config, DeviceProfile, Emulator, Fault, FaultSite};
-use cudarc::driver::{CudaContext, DevicePtr, result, sys};
+use cudarc::driver::{CudaContext, DevicePtr, LaunchConfig, PushKernelArg, result, sys};
 
 fn code(error: &cudarc::driver::DriverError) -> i32 {
     error.0 as i32
@@ -18,7 +18,7 @@ fn code(error: &cudarc::driver::DriverError) -> i32 {
 
 #[test]
 fn several_devices_have_their_own_profiles_and_memory() {
-    let mut config = common::config(0);
+    let mut config = seeded::config(0);
     config.devices = vec![DeviceProfile::a100(), DeviceProfile::rtx4090(), DeviceProfile::b200()];
     let emulator = Emulator::load(config).unwrap();
     assert_eq!(CudaContext::device_count().unwrap(), 3);
@@ -53,7 +53,7 @@ fn several_devices_have_their_own_profiles_and_memory() {
 
 #[test]
 fn memory_limit_and_out_of_memory() {
-    let mut config = common::config(0);
+    let mut config = seeded::config(0);
     config.memory_limit = Some(1 << 20);
     let emulator = Emulator::load(config).unwrap();
     let ctx = CudaContext::new(0).unwrap();
@@ -74,7 +74,7 @@ fn memory_limit_and_out_of_memory() {
 
 #[test]
 fn the_nth_allocation_or_copy_fails_with_the_chosen_status() {
-    let mut config = common::config(0);
+    let mut config = seeded::config(0);
     config.faults = vec![
         Fault { site: FaultSite::Allocation, nth: 2, status: 2 },
         Fault { site: FaultSite::Copy, nth: 3, status: 1 },
@@ -93,7 +93,7 @@ fn the_nth_allocation_or_copy_fails_with_the_chosen_status() {
 
 #[test]
 fn a_sticky_error_shows_at_the_synchronisation_and_stays() {
-    let mut config = common::config(0);
+    let mut config = seeded::config(0);
     config.faults = vec![Fault { site: FaultSite::Copy, nth: 2, status: 700 }];
     let emulator = Emulator::load(config).unwrap();
     let ctx = CudaContext::new(0).unwrap();
@@ -118,7 +118,7 @@ fn a_sticky_error_shows_at_the_synchronisation_and_stays() {
 
 #[test]
 fn counters_count_calls_and_bytes_and_can_be_reset() {
-    let emulator = Emulator::load(common::config(3)).unwrap();
+    let emulator = Emulator::load(seeded::config(3)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     let stream = ctx.default_stream();
     let a = stream.clone_htod(&[1.0_f32; 1000]).unwrap();
@@ -144,7 +144,7 @@ fn counters_count_calls_and_bytes_and_can_be_reset() {
 
 #[test]
 fn unimplemented_entries_are_refused_by_name() {
-    let emulator = Emulator::load(common::config(0)).unwrap();
+    let emulator = Emulator::load(seeded::config(0)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     ctx.bind_to_thread().unwrap();
     // SAFETY: the entry refuses before it looks at its arguments.
@@ -162,9 +162,81 @@ fn unimplemented_entries_are_refused_by_name() {
 }
 
 #[test]
+fn a_run_tells_what_was_not_exact() {
+    if !seeded::fetch_nvrtc() {
+        return;
+    }
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("fidelity.json");
+    let mut config = seeded::config(0);
+    config.counters_file = Some(file.clone());
+    let emulator = Emulator::load(config).unwrap();
+    let ctx = CudaContext::new(0).unwrap();
+    ctx.bind_to_thread().unwrap();
+    let stream = ctx.default_stream();
+    let source = r#"
+        extern "C" __global__ void exact(float *x) { x[threadIdx.x] = sqrtf(x[threadIdx.x]); }
+        extern "C" __global__ void fast(float *x) { x[threadIdx.x] = __sinf(x[threadIdx.x]); }
+    "#;
+    let options = cudarc::nvrtc::CompileOptions { arch: Some("sm_90"), ..Default::default() };
+    let ptx = cudarc::nvrtc::compile_ptx_with_opts(source, options).unwrap();
+    let module = ctx.load_module(ptx).unwrap();
+    let mut x = stream.clone_htod(&[0.25_f32; 32]).unwrap();
+    let shape = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+    let mut run = |name: &str| {
+        let function = module.load_function(name).unwrap();
+        // SAFETY: one argument, 32 floats.
+        unsafe { stream.launch_builder(&function).arg(&mut x).launch(shape) }.unwrap();
+        stream.synchronize().unwrap();
+        emulator.fidelity().unwrap()
+    };
+    assert_eq!(run("exact"), "fidelity: approximate: none; unsupported: none");
+    assert_eq!(run("fast"), "fidelity: approximate: sin.approx.f32; unsupported: none");
+    // SAFETY: the entry refuses before it looks at its arguments.
+    unsafe { sys::cuProfilerInitialize(std::ptr::null(), std::ptr::null(), std::mem::zeroed()) };
+    let line = emulator.fidelity().unwrap();
+    assert!(line.ends_with("unsupported: cuProfilerInitialize"), "{line}");
+    drop((x, module, stream, ctx));
+    assert_eq!(emulator.finish().unwrap().len(), 1);
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    assert_eq!(json["fidelity"]["approximate"][0], "sin.approx.f32");
+    assert_eq!(json["total"]["launches"], 2);
+}
+
+#[test]
+fn kernel_arguments_that_cannot_be_read_are_refused() {
+    let emulator = Emulator::load(seeded::config(0)).unwrap();
+    let ctx = CudaContext::new(0).unwrap();
+    ctx.bind_to_thread().unwrap();
+    let text = c".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 a, .param .u32 b)\n{\nret;\n}";
+    // SAFETY: the arguments are wrong on purpose; the emulator looks before it reads.
+    unsafe {
+        let module = result::module::load_data(text.as_ptr().cast()).unwrap();
+        let function = result::module::get_function(module, c"k".to_owned()).unwrap();
+        let value = 7_u64;
+        let good: *mut std::ffi::c_void = (&raw const value).cast_mut().cast();
+        for (second, fine) in [(good, true), (std::ptr::null_mut(), false), (16 as *mut _, false)] {
+            let mut arguments = [good, second];
+            let (one, stream) = ((1, 1, 1), std::ptr::null_mut());
+            let launched = result::launch_kernel(function, one, one, 0, stream, &mut arguments);
+            assert_eq!(launched.is_ok(), fine);
+            let findings = emulator.take_findings().unwrap();
+            assert_eq!(findings.is_empty(), fine);
+            if let Some(found) = findings.first() {
+                assert!(found.message.contains("argument 1 (`b`, 4 bytes)"), "{found}");
+            }
+        }
+        result::ctx::synchronize().unwrap();
+        result::module::unload(module).unwrap();
+    }
+    drop(ctx);
+    assert_eq!(emulator.finish().unwrap(), []);
+}
+
+#[test]
 fn a_polling_host_gets_on() {
-    for seed in common::SEEDS {
-        let emulator = Emulator::load(common::config(seed)).unwrap();
+    for seed in seeded::SEEDS {
+        let emulator = Emulator::load(seeded::config(seed)).unwrap();
         let ctx = CudaContext::new(0).unwrap();
         let stream = ctx.new_stream().unwrap();
         let mut data = stream.alloc_zeros::<u8>(1 << 16).unwrap();
@@ -182,7 +254,7 @@ fn a_polling_host_gets_on() {
 
 #[test]
 fn nothing_runs_before_it_must() {
-    let emulator = Emulator::load(common::config(0)).unwrap();
+    let emulator = Emulator::load(seeded::config(0)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     // SAFETY: one stream does everything.
     unsafe { ctx.disable_event_tracking() };
@@ -201,7 +273,7 @@ fn nothing_runs_before_it_must() {
 #[test]
 fn the_legacy_stream_orders_blocking_streams_and_not_the_others() {
     for ordered in [true, false] {
-        let run = common::run_failing(4, || {
+        let run = seeded::run_failing(4, || {
             let ctx = CudaContext::new(0).unwrap();
             ctx.bind_to_thread().unwrap();
             // SAFETY: sizes agree and all handles are live.
@@ -231,9 +303,9 @@ fn the_legacy_stream_orders_blocking_streams_and_not_the_others() {
 
 #[test]
 fn the_work_of_a_destroyed_stream_goes_on_and_is_waited_for() {
-    for seed in common::SEEDS {
+    for seed in seeded::SEEDS {
         for kind in [true, false] {
-            let emulator = Emulator::load(common::config(seed)).unwrap();
+            let emulator = Emulator::load(seeded::config(seed)).unwrap();
             let ctx = CudaContext::new(0).unwrap();
             ctx.bind_to_thread().unwrap();
             // SAFETY: sizes agree; the streams are destroyed once, with work queued.
@@ -272,8 +344,8 @@ fn the_work_of_a_destroyed_stream_goes_on_and_is_waited_for() {
 
 #[test]
 fn own_contexts_event_tracking_and_views() {
-    for seed in common::SEEDS {
-        let emulator = Emulator::load(common::config(seed)).unwrap();
+    for seed in seeded::SEEDS {
+        let emulator = Emulator::load(seeded::config(seed)).unwrap();
         let ctx = CudaContext::new(0).unwrap();
         let (a, b) = (ctx.new_stream().unwrap(), ctx.new_stream().unwrap());
         let mut data = a.clone_htod(&(0..4096_u32).collect::<Vec<_>>()).unwrap();
@@ -299,7 +371,7 @@ fn own_contexts_event_tracking_and_views() {
 
 #[test]
 fn a_cubin_gets_the_error_of_a_foreign_architecture() {
-    let emulator = Emulator::load(common::config(0)).unwrap();
+    let emulator = Emulator::load(seeded::config(0)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     ctx.bind_to_thread().unwrap();
     let image = b"\x7fELF then machine code";

@@ -11,25 +11,17 @@
 )]
 #![allow(unsafe_code, reason = "the bugs are planted below cudarc's safe layer")]
 
-mod common;
+mod seeded;
 
-use common::{SEEDS, Twin, check};
 use cuda_emulator::Class;
 use cudarc::{
     cublas::{CudaBlas, sys as blas},
     driver::{CudaContext, result, sys},
 };
-use std::{ffi::c_void, sync::Arc};
+use seeded::{SEEDS, Twin, check, context, free, read_back};
+use std::ffi::c_void;
 
 const N: usize = 3000;
-
-/// Own streams and no event tracking: ordering is the program's business.
-fn context() -> Arc<CudaContext> {
-    let ctx = CudaContext::new(0).unwrap();
-    // SAFETY: the programs below order their streams themselves, or are meant not to.
-    unsafe { ctx.disable_event_tracking() };
-    ctx
-}
 
 fn stream(ctx: &CudaContext) -> sys::CUstream {
     ctx.bind_to_thread().unwrap();
@@ -52,21 +44,6 @@ fn filled(value: u8) -> sys::CUdeviceptr {
         result::ctx::synchronize().unwrap();
         buffer
     }
-}
-
-fn free(buffers: &[sys::CUdeviceptr]) {
-    result::ctx::synchronize().unwrap();
-    for buffer in buffers {
-        // SAFETY: allocated by `filled` and freed once.
-        unsafe { result::free_sync(*buffer) }.unwrap();
-    }
-}
-
-fn read_back(buffer: sys::CUdeviceptr) -> Vec<u8> {
-    let mut host = vec![0_u8; 4 * N];
-    // SAFETY: `buffer` has 4·N bytes.
-    unsafe { result::memcpy_dtoh_sync(&mut host, buffer) }.unwrap();
-    host
 }
 
 /// Bytes of pinned host memory.
@@ -103,7 +80,7 @@ fn pinned_buffer_dropped_before_its_copy_ran() {
             unsafe { result::stream::synchronize(s) }.unwrap();
         }
         unpin(host);
-        let got = read_back(buffer);
+        let got = read_back(buffer, 4 * N);
         free(&[buffer]);
         destroy(&[s]);
         got
@@ -126,7 +103,7 @@ fn pinned_source_overwritten_while_the_copy_is_queued() {
         host.fill(9);
         // SAFETY: a live stream.
         unsafe { result::stream::synchronize(s) }.unwrap();
-        let got = read_back(buffer);
+        let got = read_back(buffer, 4 * N);
         unpin(host);
         free(&[buffer]);
         destroy(&[s]);
@@ -139,7 +116,7 @@ fn pinned_destination_read_before_the_copy_ran() {
     // Not a finding of the emulator: the host's own loads cannot be seen. What it reads is
     // scrambled, so the program's own check fails, under every seed.
     for seed in SEEDS {
-        let wrong = common::run(seed, || {
+        let wrong = seeded::run(seed, || {
             let ctx = context();
             let s = stream(&ctx);
             let buffer = filled(7);
@@ -182,7 +159,7 @@ fn missing_stream_wait_between_two_streams() {
             result::stream::synchronize(a).unwrap();
             result::event::destroy(done).unwrap();
         }
-        let got = read_back(copy);
+        let got = read_back(copy, 4 * N);
         free(&[buffer, copy]);
         destroy(&[a, b]);
         got
@@ -213,7 +190,7 @@ fn event_recorded_before_the_work_it_stands_for() {
             result::stream::synchronize(a).unwrap();
             result::event::destroy(done).unwrap();
         }
-        let got = read_back(copy);
+        let got = read_back(copy, 4 * N);
         free(&[buffer, copy]);
         destroy(&[a, b]);
         got
@@ -255,7 +232,7 @@ fn two_streams_write_overlapping_halves() {
             result::memset_d8_async(buffer + half as u64, 2, half, b).unwrap();
         }
         result::ctx::synchronize().unwrap();
-        let got = read_back(buffer);
+        let got = read_back(buffer, 4 * N);
         free(&[buffer]);
         destroy(&[a, b]);
         got
@@ -287,7 +264,7 @@ fn memory_freed_while_another_stream_uses_it() {
             result::stream::synchronize(b).unwrap();
             result::event::destroy(done).unwrap();
         }
-        let got = read_back(copy);
+        let got = read_back(copy, 4 * N);
         free(&[copy]);
         destroy(&[a, b]);
         got
@@ -314,7 +291,7 @@ fn stream_ordered_memory_used_before_its_allocation() {
             }
             result::memset_d8_async(buffer, 5, 4 * N, b).unwrap();
             result::ctx::synchronize().unwrap();
-            let got = read_back(buffer);
+            let got = read_back(buffer, 4 * N);
             result::free_async(buffer, a).unwrap();
             result::event::destroy(ready).unwrap();
             got
@@ -339,7 +316,7 @@ fn plain_free_while_work_is_queued() {
             }
             result::free_sync(buffer).unwrap();
         }
-        let got = read_back(copy);
+        let got = read_back(copy, 4 * N);
         free(&[copy]);
         destroy(&[s]);
         got
@@ -351,7 +328,7 @@ fn double_free() {
     check(&[Class::DoubleFree], |twin| {
         let _ctx = context();
         let (a, b) = (filled(1), filled(2));
-        let got = read_back(b);
+        let got = read_back(b, 4 * N);
         free(&[a, if twin == Twin::Fixed { b } else { a }]);
         got
     });
@@ -362,7 +339,7 @@ fn free_of_an_address_inside_an_allocation() {
     check(&[Class::InvalidFree], |twin| {
         let _ctx = context();
         let a = filled(1);
-        let got = read_back(a);
+        let got = read_back(a, 4 * N);
         free(&[if twin == Twin::Fixed { a } else { a + 256 }]);
         got
     });
@@ -374,7 +351,7 @@ fn leaked_device_and_host_memory() {
         let _ctx = context();
         let a = filled(1);
         let host = pinned(4);
-        let got = read_back(a);
+        let got = read_back(a, 4 * N);
         if twin == Twin::Fixed {
             free(&[a]);
             unpin(host);
@@ -394,7 +371,7 @@ fn uninitialised_output_read_back() {
             result::memset_d8_sync(buffer, 8, written).unwrap();
             buffer
         };
-        let got = read_back(buffer);
+        let got = read_back(buffer, 4 * N);
         free(&[buffer]);
         got
     });
@@ -408,7 +385,7 @@ fn copy_past_the_end_of_an_allocation() {
         let host = vec![6_u8; 4 * N + 4 * usize::from(twin == Twin::Buggy)];
         // SAFETY: in the buggy program the source is one element longer than the destination.
         unsafe { result::memcpy_htod_sync(buffer, &host) }.unwrap();
-        let got = read_back(buffer);
+        let got = read_back(buffer, 4 * N);
         free(&[buffer]);
         got
     });
@@ -438,7 +415,7 @@ fn synchronising_inside_a_capture() {
             result::graph::exec_destroy(exec).unwrap();
             result::graph::destroy(graph).unwrap();
         }
-        let got = read_back(buffer);
+        let got = read_back(buffer, 4 * N);
         free(&[buffer]);
         destroy(&[s]);
         got
@@ -477,7 +454,7 @@ fn captured_fork_that_never_joins() {
             result::event::destroy(fork).unwrap();
             result::event::destroy(join).unwrap();
         }
-        let got = read_back(buffer);
+        let got = read_back(buffer, 4 * N);
         free(&[buffer]);
         destroy(&[a, b]);
         got
@@ -498,7 +475,7 @@ fn stream_used_after_it_was_destroyed() {
             result::memset_d8_async(buffer, 5, 4 * N, s).unwrap();
             result::stream::synchronize(s).unwrap();
         }
-        let got = read_back(buffer);
+        let got = read_back(buffer, 4 * N);
         free(&[buffer]);
         destroy(&[s]);
         got

@@ -7,16 +7,16 @@
 )]
 #![allow(unsafe_code, reason = "the bugs are planted below cudarc's safe layer")]
 
-mod common;
+mod seeded;
 
 use std::{
     ffi::{CString, c_void},
     sync::{Arc, OnceLock},
 };
 
-use common::Twin;
 use cuda_emulator::Class;
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use seeded::{Twin, free, read_back};
 
 const N: usize = 5000;
 
@@ -33,10 +33,10 @@ extern "C" __global__ void reverse_block(float *y, const float *x) {
 }
 "#;
 
-/// [`common::check`] for programs that compile their kernels.
+/// [`seeded::check`] for programs that compile their kernels.
 fn check_compiled(expected: &[Class], program: impl Fn(Twin) -> Vec<u8>) {
-    if common::fetch_nvrtc() {
-        common::check(expected, program);
+    if seeded::fetch_nvrtc() {
+        seeded::check(expected, program);
     }
 }
 
@@ -50,9 +50,7 @@ struct Program {
 
 impl Program {
     fn new() -> Self {
-        let ctx = CudaContext::new(0).unwrap();
-        // SAFETY: the programs below order their streams themselves, or are meant not to.
-        unsafe { ctx.disable_event_tracking() };
+        let ctx = seeded::context();
         let stream = ctx.new_stream().unwrap();
         // Compiled once: the programs differ in what the host does.
         let text = PTX.get_or_init(|| {
@@ -86,21 +84,6 @@ fn upload(values: &[f32]) -> sys::CUdeviceptr {
         result::memcpy_htod_sync(buffer, values).unwrap();
         result::ctx::synchronize().unwrap();
         buffer
-    }
-}
-
-fn read_back(buffer: sys::CUdeviceptr, len: usize) -> Vec<u8> {
-    let mut host = vec![0_u8; 4 * len];
-    // SAFETY: the buffer has these bytes.
-    unsafe { result::memcpy_dtoh_sync(&mut host, buffer) }.unwrap();
-    host
-}
-
-fn free(buffers: &[sys::CUdeviceptr]) {
-    result::ctx::synchronize().unwrap();
-    for buffer in buffers {
-        // SAFETY: allocated by `upload` and freed once.
-        unsafe { result::free_sync(*buffer) }.unwrap();
     }
 }
 
@@ -150,7 +133,7 @@ fn launches_in_two_streams_without_an_event() {
         }
         second.synchronize().unwrap();
         program.ctx.synchronize().unwrap();
-        let got = read_back(z, N);
+        let got = read_back(z, 4 * N);
         free(&[x, y, z]);
         program.finish();
         got
@@ -172,7 +155,7 @@ fn a_later_launch_overwrites_what_a_copy_still_reads() {
             scale(&program, y, x, 2.0, program.stream.cu_stream());
         }
         program.ctx.synchronize().unwrap();
-        let got = read_back(z, N);
+        let got = read_back(z, 4 * N);
         free(&[x, y, z]);
         program.finish();
         got
@@ -191,7 +174,7 @@ fn launch_on_memory_that_was_freed() {
             unsafe { result::free_sync(x) }.unwrap();
         }
         program.stream.synchronize().unwrap();
-        let got = read_back(y, N);
+        let got = read_back(y, 4 * N);
         free(&[y]);
         if twin == Twin::Fixed {
             free(&[x]);
@@ -228,7 +211,7 @@ fn more_dynamic_shared_memory_than_was_asked_for() {
             .unwrap();
         }
         program.stream.synchronize().unwrap();
-        let got = read_back(y, N);
+        let got = read_back(y, 4 * N);
         free(&[x, y]);
         program.finish();
         got
@@ -274,7 +257,7 @@ fn argument_buffer_of_the_wrong_size() {
             .unwrap();
         }
         program.stream.synchronize().unwrap();
-        let got = read_back(y, N);
+        let got = read_back(y, 4 * N);
         free(&[x, y]);
         program.finish();
         got
@@ -295,7 +278,7 @@ fn module_unloaded_under_a_queued_launch() {
             result::module::unload(program.module).unwrap();
         }
         program.stream.synchronize().unwrap();
-        let got = read_back(y, N);
+        let got = read_back(y, 4 * N);
         free(&[x, y]);
         got
     });
@@ -324,7 +307,7 @@ fn block_count_that_covers_too_much_and_a_kernel_without_its_guard() {
             .unwrap();
         }
         program.stream.synchronize().unwrap();
-        let got = read_back(y, N);
+        let got = read_back(y, 4 * N);
         free(&[x, y]);
         program.finish();
         got

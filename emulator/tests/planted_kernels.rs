@@ -5,6 +5,8 @@
 
 #[path = "nvrtc/device.rs"]
 mod device;
+#[path = "nvrtc/driver.rs"]
+mod driver;
 mod nvrtc;
 
 use cuda_emulator::FindingKind::{self, *};
@@ -87,12 +89,16 @@ fn cases() -> Vec<Case> {
         ),
         case(
             "return_before_barrier",
-            BarrierDivergence,
+            Uninitialised,
             3,
             128,
             None,
             |d, _| in_out(d, 300, 300, &[Arg::U32(300)]),
-            || (0..300).map(|i| (if i % 128 > 0 { 2 * i - 1 } else { i }) as f32).collect(),
+            || {
+                let mirror = |i: u32| i / 128 * 128 + 127 - i % 128;
+                let other = |i: u32| if mirror(i) < 300 { mirror(i) } else { 0 };
+                (0..300).map(|i| (i + other(i)) as f32).collect()
+            },
         ),
         case(
             "half_shuffle_mask",
@@ -211,6 +217,20 @@ fn cases() -> Vec<Case> {
                 (args, y)
             },
             || (0..256).map(|i| if i == 0 || i == 255 { 0.0 } else { 2.0 * i as f32 }).collect(),
+        ),
+        case(
+            "next_block_in_place",
+            GlobalRace,
+            4,
+            64,
+            None,
+            |d, _| {
+                let (args, y) = in_out(d, 256, 256, &[]);
+                let Arg::Ptr(address) = y else { panic!() };
+                d.memory.fill(address, 0, 4, 256).unwrap();
+                (args, y)
+            },
+            || (0..256).map(|i| ((i + 64) % 256 + 1) as f32).collect(),
         ),
         case(
             "exchange_through_global",

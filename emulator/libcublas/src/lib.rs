@@ -10,75 +10,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_longlong};
 
-/// Tells the loader that this is the emulator's library.
-#[unsafe(no_mangle)]
-pub extern "C" fn cuda_emulator_thin() -> c_int {
-    1
-}
-
-/// `CUBLAS_STATUS_NOT_INITIALIZED`.
-const NOT_INITIALIZED: c_int = 1;
-
-/// An export of the emulated libcuda; 0 when another libcuda, or none, is loaded.
-fn export(name: &CStr) -> usize {
-    // SAFETY: NUL-terminated names; `RTLD_NOLOAD` only finds what is loaded, and the handle's
-    // reference is kept for the life of the process, so the address stays valid.
-    unsafe {
-        let handle = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD);
-        if handle.is_null() { 0 } else { libc::dlsym(handle, name.as_ptr()) as usize }
-    }
-}
-
-macro_rules! forward {
-    ($($name:ident($($arg:ident: $ty:ty),* $(,)?);)*) => {$(
-        #[doc = concat!("`", stringify!($name), "`: forwarded.")]
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($arg: $ty),*) -> c_int {
-            static TARGET: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-            const NAME: &str = concat!("cuda_emulator_", stringify!($name), "\0");
-            let target = *TARGET.get_or_init(|| {
-                CStr::from_bytes_with_nul(NAME.as_bytes()).map_or(0, export)
-            });
-            if target == 0 {
-                return NOT_INITIALIZED;
-            }
-            // SAFETY: the emulated libcuda exports this name with exactly this C signature, and the
-            // arguments are passed on under the caller's contract.
-            unsafe {
-                let target: unsafe extern "C" fn($($ty),*) -> c_int = std::mem::transmute(target);
-                target($($arg),*)
-            }
-        }
-    )*};
-}
-
-macro_rules! unsupported {
-    ($($name:ident)*) => {
-        /// Names of the entries that are exported only to refuse.
-        pub const UNSUPPORTED: &[&str] = &[$(stringify!($name)),*];
-        $(
-            #[doc = concat!("`", stringify!($name), "`: not implemented.")]
-            #[unsafe(no_mangle)]
-            pub extern "C" fn $name() -> c_int {
-                refuse(concat!(stringify!($name), "\0"))
-            }
-        )*
-    };
-}
-
-fn refuse(name: &str) -> c_int {
-    let target = export(c"cuda_emulator_blas_unsupported");
-    let Ok(name) = CStr::from_bytes_with_nul(name.as_bytes()) else { return NOT_INITIALIZED };
-    if target == 0 {
-        return NOT_INITIALIZED;
-    }
-    // SAFETY: the emulated libcuda exports this function with this signature; the name is
-    // NUL-terminated.
-    unsafe {
-        let target: unsafe extern "C" fn(*const c_char) -> c_int = std::mem::transmute(target);
-        target(name.as_ptr())
-    }
-}
+use cuda_emulator::{forward, unsupported};
 
 /// The NUL-terminated name of a `cublasStatus_t`.
 #[unsafe(no_mangle)]

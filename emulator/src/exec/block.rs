@@ -2,10 +2,10 @@
 
 use super::alu::Lanes;
 use super::clocks::{Clocks, Release};
+use super::history::History;
 use super::launch::{Counters, Launch};
 use super::shared::SharedMemory;
 use super::step::Outcome;
-use super::trace::Trace;
 use super::warp::{Fragment, Wait, Warp, thread_index};
 use crate::finding::{Checked, Finding, FindingKind};
 use crate::ptx::ir::{BarrierKind, Op};
@@ -46,7 +46,9 @@ pub(crate) struct Core<'a> {
     pub(crate) linear: u64,
     pub(crate) shared: SharedMemory,
     pub(crate) clocks: Clocks,
-    pub(crate) trace: Trace,
+    /// Who accessed which bytes of global and of shared memory.
+    pub(crate) global_history: History,
+    pub(crate) shared_history: History,
     pub(crate) barriers: Vec<Barrier>,
     pub(crate) counters: Counters,
     /// Approximate instructions executed, by index in the code's list.
@@ -77,13 +79,15 @@ impl<'a> Block<'a> {
         let (registers, local) = (code.registers as usize, code.local_bytes as usize);
         let block = launch.params.block;
         let warps = (0..count).map(|i| Warp::new(i, block, registers, local)).collect();
+        let shared = SharedMemory::new(&code.shared, launch.params.dynamic_shared);
         let core = Core {
             launch,
             block: [0; 3],
             linear: 0,
-            shared: SharedMemory::new(&code.shared, launch.params.dynamic_shared),
+            shared_history: History::of_shared(shared.size()),
+            shared,
             clocks: Clocks::new(count),
-            trace: Trace::new(),
+            global_history: History::of_global(),
             barriers: Vec::new(),
             counters: Counters::default(),
             approximate: vec![false; code.approximate.len()],
@@ -103,7 +107,8 @@ impl<'a> Block<'a> {
         self.core.block = [(linear % x) as u32, (linear / x % y) as u32, (linear / (x * y)) as u32];
         self.core.linear = linear;
         self.core.shared.reset();
-        self.core.trace.reset();
+        self.core.global_history.reset();
+        self.core.shared_history.reset();
         self.core.clocks = Clocks::new(self.warps.len());
         self.core.barriers.clear();
         for _ in 0..BARRIERS {
@@ -196,8 +201,9 @@ impl<'a> Block<'a> {
             if barrier.arrived.iter().all(|lanes| *lanes == 0) {
                 continue;
             }
-            // Threads that exited cannot arrive any more; they do not hold the others up, but are
-            // reported below. A thread that arrived without waiting may have exited since.
+            // Threads that have exited hold nobody up (PTX ISA, `exit` and `barrier`), unless they
+            // skipped the barrier and went on past it. What they wrote is not ordered by a barrier
+            // they never reached. A thread that arrived without waiting may have exited since.
             let missing = |warp: &Warp| warp.live & !barrier.arrived[warp.index];
             let takes_part = |warp: &&Warp| barrier.arrived[warp.index] != 0;
             let done = match barrier.threads {
@@ -211,11 +217,12 @@ impl<'a> Block<'a> {
             if !done {
                 continue;
             }
-            if let Some(warp) = self.warps.iter().find(|warp| {
+            let absent = self.warps.iter().filter(|warp| {
                 let exited = warp.launched & !warp.live & !barrier.arrived[warp.index];
                 exited != 0 && (barrier.threads.is_none() || takes_part(warp))
-            }) {
-                return Err(self.exited_before_barrier(id as u32, warp));
+            });
+            if let Some(finding) = absent.filter_map(|warp| self.skipped(id as u32, warp)).next() {
+                return Err(finding);
             }
             let arrived = vec![0; self.warps.len()];
             let fresh = Barrier { arrived, ..Barrier::default() };
@@ -255,25 +262,38 @@ impl<'a> Block<'a> {
         Ok(runnable)
     }
 
-    fn exited_before_barrier(&self, id: u32, warp: &Warp) -> Box<Finding> {
-        let arrived = self.core.barriers[id as usize].arrived[warp.index];
-        let lane = (warp.launched & !warp.live & !arrived).trailing_zeros() & 31;
-        let waiting = self.warps.iter().find_map(|other| {
-            let at = |f: &&Fragment| f.wait == Wait::Barrier(id);
-            other.fragments.iter().find(at).map(|f| (other, *f))
+    /// The finding about a thread of `warp` that has exited, after it passed by the barrier that
+    /// others wait at and did something that lies behind it.
+    fn skipped(&self, id: u32, warp: &Warp) -> Option<Box<Finding>> {
+        let waits = |f: &&Fragment| f.wait == Wait::Barrier(id);
+        let mut waiting = self.warps.iter().flat_map(|warp| {
+            warp.fragments.iter().filter(waits).map(move |fragment| (warp, *fragment))
         });
+        let (other, fragment) = waiting.next()?;
+        let exited =
+            warp.launched & !warp.live & !self.core.barriers[id as usize].arrived[warp.index];
+        let code = &self.core.launch.entry.code;
+        let behind = code.ahead_of(fragment.pc);
+        let passed = |lane: &u32| {
+            exited >> lane & 1 == 1
+                && behind
+                    .get(warp.last_deeds[*lane as usize] as usize)
+                    .is_some_and(|behind| *behind)
+        };
+        let lane = (0..32).find(passed)?;
+        let deed = code.instrs.get(warp.last_deeds[lane as usize] as usize);
         let message = format!(
-            "barrier {id} waits for all threads of the block, but thread {} has exited",
-            text(thread_index(warp.index as u64 * 32 + u64::from(lane), self.params_block()))
+            "threads wait at barrier {id}, but thread {} went on past it without waiting (to ptx \
+             line {}); every thread of a block must come to the same barriers, or have returned",
+            text(thread_index(
+                warp.index as u64 * 32 + u64::from(lane),
+                self.core.launch.params.block
+            )),
+            deed.map_or(0, |instr| instr.line)
         );
         let finding = Finding::new(FindingKind::BarrierDivergence, message);
-        let Some((other, fragment)) = waiting else { return finding };
         let lane = fragment.mask.trailing_zeros() & 31;
-        self.core.locate_at(other, fragment.pc, Fault { lane, finding })
-    }
-
-    fn params_block(&self) -> [u32; 3] {
-        self.core.launch.params.block
+        Some(self.core.locate_at(other, fragment.pc, Fault { lane, finding }))
     }
 
     fn runaway(&self, index: usize) -> Box<Finding> {

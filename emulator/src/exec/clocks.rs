@@ -39,6 +39,28 @@ impl Clocks {
         self.own[warp][lane]
     }
 
+    /// The stamp that all of `lanes` have now, if it is one.
+    pub(crate) fn common(&self, warp: usize, lanes: u32) -> Option<u32> {
+        let own = &self.own[warp];
+        let clock = own[lanes.trailing_zeros() as usize & 31];
+        let mut same = true;
+        for (lane, other) in own.iter().enumerate() {
+            same &= *other == clock || lanes >> lane & 1 == 0;
+        }
+        same.then_some(clock)
+    }
+
+    /// Whether accesses stamped `clock` by `lanes` of warp `other` are ordered before the present
+    /// of every lane in `warp`, as far as barriers of the block say.
+    pub(crate) fn known(&self, other: usize, lanes: u32, clock: u32, warp: usize) -> bool {
+        let known = &self.known[warp][other * 32..other * 32 + 32];
+        let mut all = true;
+        for (lane, seen) in known.iter().enumerate() {
+            all &= clock <= *seen || lanes >> lane & 1 == 0;
+        }
+        all
+    }
+
     /// Whether accesses stamped `clock` by `lanes` of warp `other` are ordered before the present
     /// of `lane` in `warp`.
     pub(crate) fn ordered(

@@ -147,6 +147,9 @@ impl Counters {
     }
 }
 
+/// Threads of a launch per worker: below, starting a worker costs more than it brings.
+const WORTH_A_WORKER: u64 = 4096;
+
 /// What all blocks of a launch share.
 pub(crate) struct Launch<'a> {
     pub(crate) module: &'a LoadedModule,
@@ -155,7 +158,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) allocations: Vec<Arc<Allocation>>,
     pub(crate) params: &'a LaunchParams<'a>,
     /// Who touched which byte: for races between blocks, and for the order against other work.
-    pub(crate) shadow: Option<Shadow>,
+    pub(crate) shadow: Shadow,
     pub(crate) threads_per_block: u32,
     pub(crate) seed: u64,
     pub(crate) budget: u64,
@@ -266,7 +269,7 @@ pub fn launch(
     check(entry, params)?;
     let blocks: u64 = params.grid.iter().map(|extent| u64::from(*extent)).product();
     let allocations = memory.snapshot();
-    let shadow = Some(Shadow::new(allocations.len()));
+    let shadow = Shadow::new(allocations.len());
     let launch = Launch {
         module,
         entry,
@@ -310,16 +313,14 @@ pub fn launch(
             *to |= from;
         }
     };
-    let workers = (options.threads.max(1) as u64).min(blocks);
-    if workers == 1 {
+    let threads = blocks.saturating_mul(u64::from(launch.threads_per_block));
+    let workers = (options.threads.max(1) as u64).min(blocks).min(threads / WORTH_A_WORKER + 1);
+    std::thread::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(work);
+        }
         work();
-    } else {
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(work);
-            }
-        });
-    }
+    });
     let found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some((_, finding)) = found {
         return Err(finding);
@@ -327,12 +328,8 @@ pub fn launch(
     let (counters, used) = totals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let names = entry.code.approximate.iter().zip(used);
     let approximate = names.filter(|(_, used)| *used).map(|(name, _)| name.clone()).collect();
-    let (reads, writes) = match &launch.shadow {
-        Some(shadow) => {
-            shadow.ranges(launch.allocations.iter().map(|found| (found.base, found.size)))
-        }
-        None => (Vec::new(), Vec::new()),
-    };
+    let (reads, writes) =
+        launch.shadow.ranges(launch.allocations.iter().map(|found| (found.base, found.size)));
     Ok(LaunchReport { counters, approximate, reads, writes })
 }
 

@@ -3,14 +3,20 @@
 mod access;
 pub(crate) mod address;
 pub(crate) mod alu;
+mod atomic;
 mod block;
 mod clocks;
 mod collective;
+mod history;
 mod launch;
+mod place;
+mod race;
+mod record;
+mod row;
+mod row_access;
 mod shadow;
 mod shared;
 mod step;
-mod trace;
 mod traffic;
 mod warp;
 

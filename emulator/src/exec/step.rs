@@ -116,6 +116,13 @@ impl Core<'_> {
             warp.fragments[at].pc += 1;
             return Ok(Outcome::Continue);
         }
+        if matches!(
+            instr.op,
+            Op::Load { .. } | Op::Store { .. } | Op::Atomic { .. } | Op::Collective { .. }
+        ) {
+            let deed = &mut warp.fragments[at].deed;
+            *deed = pc.max(*deed);
+        }
         match &instr.op {
             Op::Alu { function, dst, results, src, flops, approximate, bitwise } => {
                 let dst = &dst[..usize::from(*results)];
@@ -140,7 +147,8 @@ impl Core<'_> {
             Op::Barrier { .. } | Op::Collective { .. } if active != mask => {
                 // The lanes whose guard is false go on alone.
                 warp.fragments[at].mask = active;
-                let rest = Fragment { pc: pc + 1, mask: mask & !active, wait: Wait::None };
+                let deed = warp.fragments[at].deed;
+                let rest = Fragment { pc: pc + 1, mask: mask & !active, wait: Wait::None, deed };
                 warp.fragments.push(rest);
                 return Ok(Outcome::Reschedule);
             }
@@ -284,10 +292,10 @@ impl Core<'_> {
             return fault(unknown, Finding::new(FindingKind::UndefinedPredicate, message));
         }
         let values = self.operands().value(warp, index);
-        let pc = warp.fragments[at].pc;
+        let Fragment { pc, deed, .. } = warp.fragments[at];
         let mut rest = warp.fragments[at].mask & !active;
         if rest != 0 {
-            warp.fragments.push(Fragment { pc: pc + 1, mask: rest, wait: Wait::None });
+            warp.fragments.push(Fragment { pc: pc + 1, mask: rest, wait: Wait::None, deed });
         }
         rest = active;
         let mut first = true;
@@ -303,7 +311,7 @@ impl Core<'_> {
                 let message = format!("index {value} is outside the branch table");
                 return fault(group, Finding::new(FindingKind::InvalidInstruction, message));
             };
-            let fragment = Fragment { pc: target, mask: group, wait: Wait::None };
+            let fragment = Fragment { pc: target, mask: group, wait: Wait::None, deed };
             if first {
                 warp.fragments[at] = fragment;
                 first = false;
@@ -316,6 +324,12 @@ impl Core<'_> {
 
     fn exit(&mut self, warp: &mut Warp, at: usize, active: u32) -> Step<Outcome> {
         warp.live &= !active;
+        let deed = warp.fragments[at].deed;
+        for (lane, last) in warp.last_deeds.iter_mut().enumerate() {
+            if active >> lane & 1 == 1 {
+                *last = deed;
+            }
+        }
         let fragment = &mut warp.fragments[at];
         fragment.mask &= !active;
         fragment.pc += 1;
@@ -368,6 +382,7 @@ impl Core<'_> {
         barrier.arrived[warp.index] |= mask;
         self.clocks.arrive(&mut barrier.release, warp.index, mask);
         self.counters.barriers += 1;
+        warp.fragments[at].deed = 0;
         if *kind == BarrierKind::Arrive {
             warp.fragments[at].pc += 1;
             return Ok(Outcome::Continue);
@@ -411,8 +426,8 @@ fn jump(warp: &mut Warp, at: usize, active: u32, target: u32) -> Outcome {
         warp.fragments[at].pc = target;
         return Outcome::Continue;
     }
-    warp.fragments[at] = Fragment { pc: target, mask: active, wait: Wait::None };
+    warp.fragments[at] = Fragment { pc: target, mask: active, ..fragment };
     let rest = fragment.mask & !active;
-    warp.fragments.push(Fragment { pc: fragment.pc + 1, mask: rest, wait: Wait::None });
+    warp.fragments.push(Fragment { pc: fragment.pc + 1, mask: rest, ..fragment });
     Outcome::Reschedule
 }

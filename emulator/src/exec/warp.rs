@@ -22,6 +22,8 @@ pub(crate) struct Fragment {
     pub(crate) pc: u32,
     pub(crate) mask: u32,
     pub(crate) wait: Wait,
+    /// The last instruction that touched memory or other threads since the last barrier.
+    pub(crate) deed: u32,
 }
 
 /// One warp.
@@ -39,6 +41,8 @@ pub(crate) struct Warp {
     bits: HashMap<Reg, Box<Lanes>>,
     pub(crate) tid: [Lanes; 3],
     pub(crate) local: Local,
+    /// For lanes that have exited, [`Fragment::deed`] at their end.
+    pub(crate) last_deeds: [u32; 32],
     /// The allocation accessed last; a guess for the next access.
     pub(crate) recent: usize,
 }
@@ -99,6 +103,7 @@ impl Warp {
                 data: vec![0; 32 * local_bytes],
                 written: vec![false; 32 * local_bytes],
             },
+            last_deeds: [0; 32],
             recent: 0,
         }
     }
@@ -107,7 +112,7 @@ impl Warp {
     pub(crate) fn reset(&mut self) {
         self.live = self.launched;
         self.fragments.clear();
-        self.fragments.push(Fragment { pc: 0, mask: self.launched, wait: Wait::None });
+        self.fragments.push(Fragment { pc: 0, mask: self.launched, wait: Wait::None, deed: 0 });
         self.undefined.fill(u32::MAX);
         self.bits.clear();
         self.local.written.fill(false);
@@ -180,7 +185,7 @@ impl Warp {
                 let (a, b) = (self.fragments[i], self.fragments[j]);
                 let barrier = |wait| matches!(wait, Wait::Barrier(_));
                 if a.pc == b.pc && !barrier(a.wait) && !barrier(b.wait) {
-                    let merged = Fragment { pc: a.pc, mask: a.mask | b.mask, wait: Wait::None };
+                    let merged = Fragment { mask: a.mask | b.mask, deed: a.deed.max(b.deed), ..a };
                     // Two that both wait for lanes stay waiting until one that runs joins them.
                     let wait = if a.wait == b.wait { a.wait } else { Wait::None };
                     self.fragments[i] = Fragment { wait, ..merged };

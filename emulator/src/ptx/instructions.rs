@@ -5,7 +5,7 @@ use super::ir::{
     Update, Vote,
 };
 use super::lower::{Lowered, Lowerer};
-use super::syntax::{Instruction, Operand};
+use super::tree::{Instruction, Operand};
 use crate::exec::address::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::exec::alu::{self, Function, Kind, Opcode, Ty};
 

@@ -251,3 +251,36 @@ pub(crate) struct Code {
     /// Opcodes whose results are approximate.
     pub(crate) approximate: Vec<String>,
 }
+
+impl Code {
+    /// For each instruction, whether a thread that goes on from `pc` can come to it without jumping
+    /// back.
+    pub(crate) fn ahead_of(&self, pc: u32) -> Vec<bool> {
+        let mut ahead = vec![false; self.instrs.len()];
+        let mark = |ahead: &mut Vec<bool>, from: usize, to: usize| {
+            if to > from
+                && let Some(slot) = ahead.get_mut(to)
+            {
+                *slot = true;
+            }
+        };
+        for (at, instr) in self.instrs.iter().enumerate().skip(pc as usize) {
+            if at != pc as usize && !ahead[at] {
+                continue;
+            }
+            let mut falls_through = instr.guard.is_some();
+            match &instr.op {
+                Op::Branch { target } => mark(&mut ahead, at, *target as usize),
+                Op::BranchIndexed { targets, .. } => {
+                    targets.iter().for_each(|target| mark(&mut ahead, at, *target as usize));
+                }
+                Op::Exit | Op::Trap(_) => {}
+                _ => falls_through = true,
+            }
+            if falls_through {
+                mark(&mut ahead, at, at + 1);
+            }
+        }
+        ahead
+    }
+}

@@ -6,7 +6,7 @@ use super::ir::{
     Address, Code, Guard, Instr, LaneMask, Op, Reg, SINK, SharedArray, Space, Special, Src,
 };
 use super::module::LoadError;
-use super::syntax::{Declaration, Function, Instruction, Literal, Operand, Source, Statement};
+use super::tree::{Declaration, Function, Instruction, Literal, Operand, Source, Statement};
 use crate::exec::alu::{Format, Kind, Rounding, Ty, narrow};
 
 /// Least number of bytes between shared arrays, so that running over the end of one is not the next

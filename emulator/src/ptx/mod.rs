@@ -7,5 +7,6 @@ mod lexer;
 mod lower;
 mod module;
 mod syntax;
+mod tree;
 
 pub use module::{Entry, LoadError, LoadedModule, Module, ParamInfo, Variable};

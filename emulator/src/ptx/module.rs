@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::ir::Code;
 use super::lower::lower;
-use super::syntax::{self, Declaration, Function, Initial, Literal};
+use super::syntax;
+use super::tree::{Declaration, Function, Initial, Literal};
 use crate::finding::SourceLine;
 use crate::memory::{DeviceMemory, OutOfMemory};
 

@@ -309,10 +309,14 @@ impl Runtime {
         self.dump_counters();
     }
 
-    /// Writes the counters where the configuration wants them.
+    /// Writes the counters, and what was not exact, where the configuration wants them.
     fn dump_counters(&mut self) {
         let Some(path) = self.config.counters_file.clone() else { return };
-        let text = serde_json::to_string_pretty(&self.counters).unwrap_or_default();
+        let Ok(mut report) = serde_json::to_value(&self.counters) else { return };
+        let (approximate, unsupported) = self.fidelity();
+        report["fidelity"] =
+            serde_json::json!({ "approximate": approximate, "unsupported": unsupported });
+        let text = serde_json::to_string_pretty(&report).unwrap_or_default();
         if let Err(error) = std::fs::write(&path, text) {
             super::write_stderr(&format!("cuda-emulator: {}: {error}\n", path.display()));
         }
@@ -348,7 +352,7 @@ impl Runtime {
         count(
             &mut left,
             self.modules.values().filter(|m| m.context == context).count(),
-            "module(s) unloaded",
+            "module(s)",
         );
         for message in left {
             self.report(Report::host(Class::Leak, "end of context", message));

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Runtime, config::Config, counters::Counters, report::Report};
+use super::{Class, Runtime, config::Config, counters::Counters, report::Report};
 
 /// What a test asks of the emulator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,20 +72,19 @@ impl Runtime {
                 Response::Done
             }
             Request::Fidelity => {
-                let mut unsupported: Vec<String> = self
-                    .reports
-                    .iter()
-                    .filter(|report| report.class == super::report::Class::Unsupported)
-                    .map(|report| report.operation.clone())
-                    .collect();
-                unsupported.sort();
-                unsupported.dedup();
-                Response::Fidelity {
-                    approximate: self.approximate.iter().cloned().collect(),
-                    unsupported,
-                }
+                let (approximate, unsupported) = self.fidelity();
+                Response::Fidelity { approximate, unsupported }
             }
         }
+    }
+
+    /// Names of instructions that ran and are not bit for bit a device's, and of what was refused.
+    pub(crate) fn fidelity(&self) -> (Vec<String>, Vec<String>) {
+        let refused = self.reports.iter().filter(|report| report.class == Class::Unsupported);
+        let mut unsupported: Vec<String> = refused.map(|report| report.operation.clone()).collect();
+        unsupported.sort();
+        unsupported.dedup();
+        (self.approximate.iter().cloned().collect(), unsupported)
     }
 
     /// Answers a request given and returned as JSON; `None` when the request is not understood.

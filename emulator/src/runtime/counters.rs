@@ -28,6 +28,10 @@ pub struct KernelCounters {
     pub bank_conflicts: u64,
     /// Floating-point operations; a fused multiply-add is two.
     pub flops: u64,
+    /// Atomic operations by threads.
+    pub atomics: u64,
+    /// Barriers of a block, one per arriving warp.
+    pub barriers: u64,
 }
 
 impl KernelCounters {
@@ -43,6 +47,8 @@ impl KernelCounters {
         self.global_store_sectors += other.global_store_sectors;
         self.bank_conflicts += other.bank_conflicts;
         self.flops += other.flops;
+        self.atomics += other.atomics;
+        self.barriers += other.barriers;
     }
 }
 

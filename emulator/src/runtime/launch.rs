@@ -12,6 +12,9 @@ use super::{
 };
 use crate::exec::{BlockOrder, DeviceLimits, LaunchOptions, LaunchParams, launch};
 
+/// Threads that run the blocks of a launch at most.
+const MOST_WORKERS: usize = 16;
+
 /// Grid, block and dynamic shared memory of a launch.
 #[derive(Clone, Copy, Debug)]
 pub struct LaunchShape {
@@ -210,7 +213,9 @@ impl Runtime {
                 .config
                 .instruction_budget
                 .unwrap_or(default.instruction_budget),
-            ..default
+            threads: std::thread::available_parallelism()
+                .map_or(default.threads, std::num::NonZero::get)
+                .min(MOST_WORKERS),
         };
         let result =
             launch(&work.kernel.image, &work.kernel.name, self.store.memory(), &params, &options);
@@ -227,6 +232,8 @@ impl Runtime {
                     global_store_sectors: report.counters.sectors_stored,
                     bank_conflicts: report.counters.bank_conflicts,
                     flops: report.counters.flops,
+                    atomics: report.counters.atomics,
+                    barriers: report.counters.barriers,
                 };
                 self.counters.total.add(&counted);
                 self.counters.kernels.entry(work.kernel.name.clone()).or_default().add(&counted);

@@ -78,6 +78,8 @@ pub struct Runtime {
     pub(crate) streams: BTreeMap<u64, stream::Stream>,
     pub(crate) events: BTreeMap<u64, event::Event>,
     pub(crate) modules: BTreeMap<u64, module::Module>,
+    /// Parsed PTX by its text: a program under test loads the same modules again and again.
+    pub(crate) parsed: HashMap<Box<str>, Arc<crate::ptx::Module>>,
     pub(crate) functions: BTreeMap<u64, module::Function>,
     pub(crate) graphs: BTreeMap<u64, graph::Graph>,
     pub(crate) execs: BTreeMap<u64, graph::Exec>,
@@ -130,6 +132,7 @@ impl Runtime {
             streams: BTreeMap::new(),
             events: BTreeMap::new(),
             modules: BTreeMap::new(),
+            parsed: HashMap::new(),
             functions: BTreeMap::new(),
             graphs: BTreeMap::new(),
             execs: BTreeMap::new(),
@@ -161,7 +164,8 @@ impl Runtime {
         }
         self.free_all_pinned();
         let store = std::mem::take(&mut self.store);
-        *self = Self::build(config, handles, store);
+        let parsed = std::mem::take(&mut self.parsed);
+        *self = Self { parsed, ..Self::build(config, handles, store) };
     }
 
     /// Records a finding and, unless the configuration says otherwise, writes it to standard error.

@@ -12,6 +12,9 @@ use super::{
 };
 use crate::ptx::{self, LoadedModule};
 
+/// Parsed modules kept for the next time they are loaded.
+const MOST_PARSED: usize = 256;
+
 /// A loaded module.
 #[derive(Debug)]
 pub(crate) struct Module {
@@ -62,14 +65,7 @@ impl Runtime {
         if !text.contains(".version") {
             return Err(Status::INVALID_IMAGE);
         }
-        let parsed = ptx::Module::parse(text).map_err(|error| {
-            let report = Report {
-                ptx_line: Some(error.line),
-                ..Report::host(Class::Unsupported, "cuModuleLoadData", error.to_string())
-            };
-            self.report(report);
-            Status::INVALID_PTX
-        })?;
+        let parsed = self.parse(text)?;
         let device = self.contexts[&context].device;
         let capability = self.devices[device].profile.compute_capability;
         if let Err(message) = runs_on(parsed.target(), capability) {
@@ -80,8 +76,7 @@ impl Runtime {
                 message,
             ));
         }
-        let image =
-            Arc::new(parsed).load(self.store.memory()).map_err(|_| Status::OUT_OF_MEMORY)?;
+        let image = parsed.load(self.store.memory()).map_err(|_| Status::OUT_OF_MEMORY)?;
         let mut variables = Vec::new();
         for variable in image.module().variables() {
             let Some((address, bytes)) = image.variable(&variable.name) else { continue };
@@ -104,6 +99,28 @@ impl Runtime {
         let handle = self.handles.make(Kind::Module);
         self.modules.insert(handle, Module { context, image: Arc::new(image), variables });
         Ok(handle)
+    }
+
+    /// The module of a PTX text, parsed when it is seen first.
+    fn parse(&mut self, text: &str) -> Outcome<Arc<ptx::Module>> {
+        if let Some(known) = self.parsed.get(text) {
+            return Ok(Arc::clone(known));
+        }
+        let parsed = ptx::Module::parse(text).map_err(|error| {
+            let report = Report {
+                ptx_line: Some(error.line),
+                ..Report::host(Class::Unsupported, "cuModuleLoadData", error.to_string())
+            };
+            self.report(report);
+            Status::INVALID_PTX
+        })?;
+        // A program that makes up PTX without end must not fill the memory.
+        if self.parsed.len() >= MOST_PARSED {
+            self.parsed.clear();
+        }
+        let parsed = Arc::new(parsed);
+        self.parsed.insert(text.into(), Arc::clone(&parsed));
+        Ok(parsed)
     }
 
     fn module(&mut self, module: u64, operation: &str) -> Outcome<&Module> {

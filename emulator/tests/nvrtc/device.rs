@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::driver::Driver;
 use cuda_emulator::exec::{DeviceLimits, LaunchOptions, LaunchParams, LaunchReport, launch};
 use cuda_emulator::ptx::{LoadedModule, Module};
 use cuda_emulator::{Checked, DeviceMemory, ReadPolicy};
@@ -21,6 +22,8 @@ pub(crate) struct Device {
     pub(crate) memory: DeviceMemory,
     pub(crate) module: LoadedModule,
     pub(crate) dynamic_shared: u32,
+    /// The driver that does the work instead, if the device is one of the emulated libcuda's.
+    driver: Option<Driver>,
 }
 
 /// Plain data that can be copied to and from a device.
@@ -49,12 +52,28 @@ impl Device {
         let module = Module::parse(ptx).unwrap_or_else(|error| panic!("{error}"));
         let memory = DeviceMemory::new(4 << 30);
         let module = Arc::new(module).load(&memory).unwrap();
-        Self { memory, module, dynamic_shared: 0 }
+        Self { memory, module, dynamic_shared: 0, driver: None }
+    }
+
+    /// The same through cudarc and the emulated libcuda.
+    pub(crate) fn of_driver(ptx: &str) -> Self {
+        Self { driver: Some(Driver::new(ptx)), ..Self::new(ptx) }
+    }
+
+    /// Address and size of a module's variable.
+    pub(crate) fn variable(&self, name: &str) -> (u64, u64) {
+        match &self.driver {
+            Some(driver) => driver.variable(name),
+            None => self.module.variable(name).unwrap(),
+        }
     }
 
     /// A buffer with contents.
     pub(crate) fn upload<T: Plain>(&self, label: &str, data: &[T]) -> Arg {
         let bytes: Vec<u8> = data.iter().flat_map(|value| value.bytes()).collect();
+        if let Some(driver) = &self.driver {
+            return Arg::Ptr(driver.upload(&bytes));
+        }
         let address = self.memory.alloc(bytes.len() as u64, label).unwrap();
         self.memory.copy_in(address, &bytes).unwrap();
         Arg::Ptr(address)
@@ -62,6 +81,9 @@ impl Device {
 
     /// A buffer nothing was written to.
     pub(crate) fn alloc<T: Plain>(&self, label: &str, count: usize) -> Arg {
+        if let Some(driver) = &self.driver {
+            return Arg::Ptr(driver.alloc(count * size_of::<T>()));
+        }
         Arg::Ptr(self.memory.alloc((count * size_of::<T>()) as u64, label).unwrap())
     }
 
@@ -69,6 +91,10 @@ impl Device {
     pub(crate) fn download<T: Plain>(&self, buffer: Arg, count: usize) -> Vec<T> {
         let Arg::Ptr(address) = buffer else { panic!("not a buffer") };
         let mut bytes = vec![0u8; count * size_of::<T>()];
+        if let Some(driver) = &self.driver {
+            driver.download(address, &mut bytes);
+            return bytes.chunks_exact(size_of::<T>()).map(T::from_bytes).collect();
+        }
         let policy = ReadPolicy::RequireInitialised;
         self.memory.copy_out(address, &mut bytes, policy).unwrap_or_else(|f| panic!("{f}"));
         bytes.chunks_exact(size_of::<T>()).map(T::from_bytes).collect()
@@ -93,6 +119,15 @@ impl Device {
             };
             assert_eq!(bytes.len(), info.bytes as usize, "{kernel}: {}", info.name);
             params[info.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+        }
+        if let Some(driver) = &self.driver {
+            let arguments: Vec<&[u8]> = entry
+                .params
+                .iter()
+                .map(|info| &params[info.offset as usize..][..info.bytes as usize])
+                .collect();
+            let counters = driver.launch(kernel, grid, block, self.dynamic_shared, &arguments);
+            return Ok(LaunchReport { counters, ..LaunchReport::default() });
         }
         let launch_params = LaunchParams {
             grid,

@@ -1,13 +1,15 @@
 //! Running a program under a seed, and checking a planted bug against its repaired twin.
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(unsafe_code, reason = "the driver API below cudarc's safe layer is unsafe")]
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     process::Command,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use cuda_emulator::{Class, Config, Emulator, Log, Report};
+use cudarc::driver::{CudaContext, result, sys};
 
 /// Fetches NVRTC into target/ unless it is there; `false` when tests that need it are to be
 /// skipped (`CUDA_EMULATOR_SKIP_NVRTC=1`).
@@ -93,5 +95,30 @@ pub(crate) fn check(expected: &[Class], program: impl Fn(Twin) -> Vec<u8>) {
         assert_eq!(run.findings, [], "seed {seed}");
         let bits = first.get_or_insert_with(|| run.output.clone());
         assert_eq!(*bits, run.output, "seed {seed}");
+    }
+}
+
+/// A context without event tracking: ordering is the program's business.
+pub(crate) fn context() -> Arc<CudaContext> {
+    let ctx = CudaContext::new(0).unwrap();
+    // SAFETY: the programs order their streams themselves, or are meant not to.
+    unsafe { ctx.disable_event_tracking() };
+    ctx
+}
+
+/// The contents of a buffer.
+pub(crate) fn read_back(buffer: sys::CUdeviceptr, bytes: usize) -> Vec<u8> {
+    let mut host = vec![0_u8; bytes];
+    // SAFETY: every program asks for what it allocated.
+    unsafe { result::memcpy_dtoh_sync(&mut host, buffer) }.unwrap();
+    host
+}
+
+/// Waits for everything and frees.
+pub(crate) fn free(buffers: &[sys::CUdeviceptr]) {
+    result::ctx::synchronize().unwrap();
+    for buffer in buffers {
+        // SAFETY: allocated by the program and freed once, after the synchronisation.
+        unsafe { result::free_sync(*buffer) }.unwrap();
     }
 }

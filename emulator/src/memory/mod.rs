@@ -1,13 +1,15 @@
 //! Device global memory: allocations with a byte-precise record of what was written.
 //!
 //! Addresses are handed out once and never again, with a red zone after every allocation, so a stale
-//! or stray address cannot land in somebody else's data unnoticed. The bytes are relaxed atomics: a
-//! kernel with a data race is a finding of the emulator, never undefined behaviour of this process.
+//! or stray address cannot land in somebody else's data unnoticed.
+
+mod allocation;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub(crate) use allocation::Allocation;
 
 use crate::finding::{Checked, Finding, FindingKind};
 
@@ -18,8 +20,6 @@ const ALIGNMENT: u64 = 512;
 /// Least number of never-allocated bytes behind each allocation. There are at least as many as the
 /// allocation has, so that mixed-up strides do not land in the next one.
 const RED_ZONE: u64 = 1 << 20;
-/// Byte returned for unwritten memory where reading it is allowed: a NaN in f16, bf16, f32 and f64.
-const POISON: u8 = 0xff;
 
 /// There is not enough device memory left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -58,187 +58,6 @@ pub struct AllocationInfo {
 impl fmt::Display for AllocationInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "#{} `{}`, {} bytes at 0x{:x}", self.serial, self.label, self.bytes, self.address)
-    }
-}
-
-/// The bytes of one allocation and, for each, whether it was written.
-pub(crate) struct Allocation {
-    pub(crate) base: u64,
-    pub(crate) size: u64,
-    pub(crate) serial: u64,
-    pub(crate) label: String,
-    pub(crate) read_only: bool,
-    words: Box<[AtomicU32]>,
-    /// One entry per word; bit `i` says that byte `i` of the word was written.
-    written: Box<[AtomicU8]>,
-    /// Makes 64-bit atomics indivisible (they span two words).
-    wide: Mutex<()>,
-}
-
-/// A byte-lane mask spread over a word: bit `i` becomes byte `i`.
-const fn spread(mask: u8) -> u32 {
-    let mut out = 0u32;
-    let mut i = 0;
-    while i < 4 {
-        if mask >> i & 1 == 1 {
-            out |= 0xff << (8 * i);
-        }
-        i += 1;
-    }
-    out
-}
-
-impl Allocation {
-    fn info(&self) -> AllocationInfo {
-        AllocationInfo {
-            address: self.base,
-            bytes: self.size,
-            label: self.label.clone(),
-            serial: self.serial,
-        }
-    }
-
-    /// The allocation in words.
-    pub(crate) fn describe(&self) -> String {
-        self.info().to_string()
-    }
-
-    /// Whether `bytes` at `address` lie inside.
-    pub(crate) fn contains(&self, address: u64, bytes: u64) -> bool {
-        address >= self.base
-            && address - self.base <= self.size
-            && bytes <= self.size - (address - self.base)
-    }
-
-    /// Reads up to 8 bytes that lie within one or two words; returns the value and the mask of
-    /// bytes written. The caller has checked bounds and natural alignment.
-    pub(crate) fn load(&self, offset: u64, bytes: u32) -> (u64, u32) {
-        let word = (offset / 4) as usize;
-        if bytes == 4 {
-            let value = self.words[word].load(Relaxed);
-            return (u64::from(value), u32::from(self.written[word].load(Relaxed)));
-        }
-        if bytes == 8 {
-            let (low, high) = (self.words[word].load(Relaxed), self.words[word + 1].load(Relaxed));
-            let written = u32::from(self.written[word].load(Relaxed))
-                | u32::from(self.written[word + 1].load(Relaxed)) << 4;
-            return (u64::from(low) | u64::from(high) << 32, written);
-        }
-        let shift = (offset % 4) as u32;
-        let value = self.words[word].load(Relaxed) >> (8 * shift);
-        let written = u32::from(self.written[word].load(Relaxed)) >> shift;
-        let keep = (1u32 << bytes) - 1;
-        (u64::from(value & spread(keep as u8)), written & keep)
-    }
-
-    /// Writes up to 8 naturally aligned bytes and marks them written.
-    pub(crate) fn store(&self, offset: u64, bytes: u32, value: u64) {
-        let word = (offset / 4) as usize;
-        match bytes {
-            4 => self.store_word(word, value as u32),
-            8 => {
-                self.store_word(word, value as u32);
-                self.store_word(word + 1, (value >> 32) as u32);
-            }
-            _ => {
-                let shift = (offset % 4) as u32;
-                let mask = (((1u32 << bytes) - 1) << shift) as u8;
-                self.store_part(word, mask, (value as u32) << (8 * shift));
-            }
-        }
-    }
-
-    fn store_word(&self, word: usize, value: u32) {
-        self.words[word].store(value, Relaxed);
-        if self.written[word].load(Relaxed) != 0xf {
-            self.written[word].store(0xf, Relaxed);
-        }
-    }
-
-    /// Replaces the bytes in `mask` without disturbing a neighbour that another block writes.
-    fn store_part(&self, word: usize, mask: u8, value: u32) {
-        let bits = spread(mask);
-        // Relaxed read-modify-write: the closure always returns a value, so this cannot fail.
-        let _ =
-            self.words[word].fetch_update(Relaxed, Relaxed, |old| Some(old & !bits | value & bits));
-        self.written[word].fetch_or(mask, Relaxed);
-    }
-
-    /// Replaces a naturally aligned 2-, 4- or 8-byte value by `f` of it, indivisibly; returns the
-    /// old value and the mask of bytes that were written before.
-    pub(crate) fn update(&self, offset: u64, bytes: u32, f: impl Fn(u64) -> u64) -> (u64, u32) {
-        let written = self.load(offset, bytes).1;
-        let word = (offset / 4) as usize;
-        if bytes == 8 {
-            let _guard = lock(&self.wide);
-            let old = self.load(offset, 8).0;
-            self.store(offset, 8, f(old));
-            return (old, written);
-        }
-        let shift = 8 * (offset % 4) as u32;
-        let keep = spread(((1u32 << bytes) - 1) as u8);
-        let old = self.words[word].fetch_update(Relaxed, Relaxed, |old| {
-            let part = f(u64::from(old >> shift & keep)) as u32 & keep;
-            Some(old & !(keep << shift) | part << shift)
-        });
-        let (Ok(old) | Err(old)) = old;
-        (u64::from(old >> shift & keep), written)
-    }
-
-    fn byte(&self, offset: u64) -> (u8, bool) {
-        let (value, written) = self.load(offset, 1);
-        (value as u8, written != 0)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Option<u64> {
-        let mut first_unwritten = None;
-        let mut i = 0usize;
-        while i < out.len() {
-            let at = offset + i as u64;
-            if at.is_multiple_of(4) && out.len() - i >= 4 {
-                let (value, written) = self.load(at, 4);
-                if written == 0xf {
-                    out[i..i + 4].copy_from_slice(&(value as u32).to_le_bytes());
-                    i += 4;
-                    continue;
-                }
-            }
-            let (value, written) = self.byte(at);
-            out[i] = if written { value } else { POISON };
-            if !written && first_unwritten.is_none() {
-                first_unwritten = Some(at);
-            }
-            i += 1;
-        }
-        first_unwritten
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        let mut i = 0usize;
-        while i < data.len() {
-            let at = offset + i as u64;
-            if at.is_multiple_of(4)
-                && let Some(word) = data[i..].first_chunk::<4>()
-            {
-                self.store(at, 4, u64::from(u32::from_le_bytes(*word)));
-                i += 4;
-            } else {
-                self.store(at, 1, u64::from(data[i]));
-                i += 1;
-            }
-        }
-    }
-
-    /// Clears the record of what was written in a range (copies of unwritten bytes).
-    fn forget(&self, offset: u64) {
-        let mask = 1u8 << (offset % 4);
-        self.written[(offset / 4) as usize].fetch_and(!mask, Relaxed);
-    }
-}
-
-impl fmt::Debug for Allocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Allocation").field(&self.info()).finish()
     }
 }
 
@@ -303,19 +122,13 @@ impl DeviceMemory {
         if bytes > table.limit - table.used {
             return Err(error);
         }
-        let count = usize::try_from(bytes.div_ceil(4)).map_err(|_| error)?;
-        let words = bytemuck::allocation::try_zeroed_slice_box(count).map_err(|()| error)?;
-        let written = bytemuck::allocation::try_zeroed_slice_box(count).map_err(|()| error)?;
         let base = table.next_address;
         let serial = table.next_serial;
+        let allocation = Allocation::new(base, bytes, serial, label, read_only).ok_or(error)?;
         table.next_serial += 1;
         table.next_address = (base + bytes + bytes.max(RED_ZONE)).next_multiple_of(ALIGNMENT);
         table.used += bytes;
         table.peak = table.peak.max(table.used);
-        let label = label.to_owned();
-        let wide = Mutex::new(());
-        let allocation =
-            Allocation { base, size: bytes, serial, label, read_only, words, written, wide };
         table.live.insert(base, Arc::new(allocation));
         Ok(base)
     }
@@ -416,7 +229,7 @@ impl DeviceMemory {
                     return Err(unwritten_finding(&from, offset, "device copy"));
                 }
                 for i in 0..count as u64 {
-                    if !from.byte(offset_from + i).1 {
+                    if !from.is_written(offset_from + i) {
                         to.forget(offset_to + i);
                     }
                 }
@@ -444,10 +257,7 @@ impl DeviceMemory {
         }
         let bytes = count.saturating_mul(u64::from(width));
         let allocation = self.find(address, bytes, "fill")?;
-        let base = address - allocation.base;
-        for i in 0..count {
-            allocation.store(base + i * u64::from(width), width, u64::from(pattern));
-        }
+        allocation.fill(address - allocation.base, pattern, width, bytes);
         Ok(())
     }
 
@@ -647,6 +457,39 @@ mod tests {
         let finding = memory.copy_out(b, &mut out, ReadPolicy::RequireInitialised).unwrap_err();
         assert_eq!(finding.address, Some(b));
         assert!(memory.copy_within(a + 4, a, 8, ReadPolicy::AllowUninitialised).is_err());
+    }
+
+    #[test]
+    fn every_alignment_and_length_copies_and_fills_exactly() {
+        let memory = DeviceMemory::new(1 << 20);
+        let data: Vec<u8> = (1..=32).collect();
+        for start in 0..6u64 {
+            for len in 0..14usize {
+                let a = memory.alloc(32, "a").unwrap();
+                memory.copy_in(a + start, &data[..len]).unwrap();
+                let mut out = [0u8; 32];
+                memory.copy_out(a, &mut out, ReadPolicy::AllowUninitialised).unwrap();
+                for (at, byte) in out.iter().enumerate() {
+                    let inside = (start as usize..start as usize + len).contains(&at);
+                    assert_eq!(*byte, if inside { data[at - start as usize] } else { 0xff });
+                }
+                let mut part = vec![0u8; len];
+                memory.copy_out(a + start, &mut part, ReadPolicy::RequireInitialised).unwrap();
+                assert_eq!(part, data[..len]);
+                let b = memory.alloc(64, "b").unwrap();
+                for width in [1u64, 2, 4].into_iter().filter(|width| start % width == 0) {
+                    memory.fill(b, 0, 4, 16).unwrap();
+                    memory.fill(b + start, 0x0403_0201, width as u32, len as u64).unwrap();
+                    let mut out = [0u8; 64];
+                    memory.copy_out(b, &mut out, ReadPolicy::RequireInitialised).unwrap();
+                    for (at, byte) in out.iter().enumerate() {
+                        let from = (at as u64).wrapping_sub(start);
+                        let inside = from < width * len as u64;
+                        assert_eq!(*byte, if inside { (from % width + 1) as u8 } else { 0 });
+                    }
+                }
+            }
+        }
     }
 
     #[test]
