@@ -1,0 +1,122 @@
+// Pass A: gradient and momentum into a direction, its sum of squares, and the normalised iterate.
+#include "prelude.cuh"
+
+// The new momentum of one element, as it is stored.
+__device__ inline float blend(float g, float m, const Scalars& s, u32 momentum_type) {
+  const float x = s.momentum * m + s.gain * g;
+  return momentum_type == F32 ? x : bf16_to_f32(f32_to_bf16(x));
+}
+
+// The direction of one element, from the momentum as it is stored.
+__device__ inline float direction(float g, float m, const Scalars& s, bool nesterov) {
+  return nesterov ? s.gain * g + s.momentum * m : m;
+}
+
+// direction_scan
+//   computes     partial[b] <- sum over tile b of d*d, with m' = momentum*m + gain*g and d = m' or, with Nesterov,
+//                gain*g + momentum*m'; g is the gradient times grad_scale
+//   operands     tile_matrix[grid], matrices, scalars, grad_scale[1] in · grad, momentum of the matrices in · partial[grid] out
+//   launch       1-D; one block per tile; block = 256 exactly; dynamic smem 0 B
+//   alignment    16-byte accesses where grad and momentum are aligned together, single elements elsewhere
+//   aliasing     partial overlaps nothing
+//   traffic      read 6 B per element (bf16 gradient, f32 momentum)
+//   arithmetic   f32, no fused multiply-add; squares and sums f64: no overflow for any f32, exact under powers of two
+//   determinism  bitwise repeatable; partials depend on the matrix alone
+//   edge cases   a NaN or an infinity makes the partial not finite
+//   resources    <= 48 registers, 0 spills
+//   launcher     src/cuda/launch.rs::direction_scan        source  NUMERICS.md
+extern "C" __global__ void __launch_bounds__(256) direction_scan(
+    const u32* tile_matrix, const Matrix* matrices, const Scalars* scalars, const float* grad_scale,
+    double* partial) {
+  const u32 index = load_index(tile_matrix, blockIdx.x);
+  const Matrix& m = load_entry(matrices, index);
+  const Scalars s = scalars[index];
+  const float scale = *grad_scale;
+  const u32 grad_type = dtype(m.kind, GRAD_SHIFT), momentum_type = dtype(m.kind, MOMENTUM_SHIFT);
+  const bool nesterov = m.kind & NESTEROV;
+  double sum = 0;
+  for_pieces(m, blockIdx.x - m.first_tile, [&](usize, usize strided, usize n) {
+    const Operand grad = at(m.grad, grad_type, strided), momentum = at(m.momentum, momentum_type, strided);
+    const Operand operands[2] = {grad, momentum};
+    const auto add = [&](float g, float old) {
+      g *= scale;
+      const double d = direction(g, blend(g, old, s, momentum_type), s, nesterov);
+      sum += d * d;
+    };
+    for_segment(
+        operands, n,
+        [&](usize i) { add(load(grad.base, i, grad_type), load(momentum.base, i, momentum_type)); },
+        [&](usize i) {
+          float g[PACK], old[PACK];
+          load_pack(grad.base, i, grad_type, g);
+          load_pack(momentum.base, i, momentum_type, old);
+#pragma unroll
+          for (u32 k = 0; k < PACK; ++k) add(g[k], old[k]);
+        });
+  });
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// momentum_blend
+//   computes     m <- m';  x <- (d * power) * factor, rounded to the iterate's type; where the matrix is not finite
+//                x <- 0 and m stays
+//   operands     tile_matrix[grid], matrices, scalars, norms, grad_scale[1] in · grad of the matrices in ·
+//                momentum of the matrices in/out · iterate of the matrices out
+//   launch       1-D; one block per tile; block = 256 exactly; dynamic smem 0 B
+//   alignment    16-byte accesses where grad, momentum and iterate are aligned together, single elements elsewhere
+//   aliasing     none of grad, momentum, iterate overlap
+//   traffic      read 6 B + write 6 B = 12 B per element (bf16 gradient and iterate, f32 momentum)
+//   arithmetic   f32, no fused multiply-add; power is a power of two, so x rounds once beyond the factor's product
+//   determinism  bitwise repeatable
+//   edge cases   a zero matrix stays zero; a norm below norm_floor is divided by norm_floor
+//   resources    <= 56 registers, 0 spills
+//   launcher     src/cuda/launch.rs::momentum_blend        source  NUMERICS.md
+extern "C" __global__ void __launch_bounds__(256) momentum_blend(
+    const u32* tile_matrix, const Matrix* matrices, const Scalars* scalars, const Norm* norms,
+    const float* grad_scale) {
+  const u32 index = load_index(tile_matrix, blockIdx.x);
+  const Matrix& m = load_entry(matrices, index);
+  const Scalars s = scalars[index];
+  const Norm norm = norms[index];
+  const float scale = *grad_scale;
+  const u32 grad_type = dtype(m.kind, GRAD_SHIFT), momentum_type = dtype(m.kind, MOMENTUM_SHIFT);
+  const u32 iterate_type = dtype(m.kind, ITERATE_SHIFT);
+  const bool nesterov = m.kind & NESTEROV;
+  for_pieces(m, blockIdx.x - m.first_tile, [&](usize dense, usize strided, usize n) {
+    const Operand grad = at(m.grad, grad_type, strided), momentum = at(m.momentum, momentum_type, strided);
+    const Operand iterate = at(m.iterate, iterate_type, dense);
+    const Operand operands[3] = {grad, momentum, iterate};
+    void* const x = (void*)iterate.base;
+    void* const m_new = (void*)momentum.base;
+    if (!norm.finite) {
+      const float zeros[PACK] = {};
+      for_segment(
+          operands, n, [&](usize i) { store(x, i, iterate_type, 0.0f); },
+          [&](usize i) { store_pack(x, i, iterate_type, zeros); });
+      return;
+    }
+    const auto one = [&](float g, float& old) {
+      g *= scale;
+      old = blend(g, old, s, momentum_type);
+      return (direction(g, old, s, nesterov) * norm.power) * norm.factor;
+    };
+    for_segment(
+        operands, n,
+        [&](usize i) {
+          float old = load(momentum.base, i, momentum_type);
+          const float y = one(load(grad.base, i, grad_type), old);
+          store(m_new, i, momentum_type, old);
+          store(x, i, iterate_type, y);
+        },
+        [&](usize i) {
+          float g[PACK], old[PACK];
+          load_pack(grad.base, i, grad_type, g);
+          load_pack(momentum.base, i, momentum_type, old);
+#pragma unroll
+          for (u32 k = 0; k < PACK; ++k) g[k] = one(g[k], old[k]);
+          store_pack(m_new, i, momentum_type, old);
+          store_pack(x, i, iterate_type, g);
+        });
+  });
+}

@@ -1,0 +1,179 @@
+// Norms: partial sums into what a matrix is multiplied with, and the global gradient norm.
+#include "prelude.cuh"
+
+// norm_finish
+//   computes     per matrix: sum of its partials; finite <- whether it is finite; power * factor <-
+//                1 / (safety * max(sqrt(sum), norm_floor)), power a power of two and factor in [1, 2); 1 and 1 for a
+//                matrix that is not normalised
+//   operands     matrices[grid], partial in · norms[grid] out
+//   launch       1-D; one block per matrix; block = 32 exactly; dynamic smem 0 B
+//   alignment    natural
+//   aliasing     none
+//   traffic      8 B per tile
+//   arithmetic   f64; each result rounds to f32 once
+//   determinism  bitwise repeatable: lane l sums partials l, l + 32, ..., lanes in a fixed tree
+//   edge cases   not finite: power and factor 0; a sum of 0 gives 1 / (safety * norm_floor)
+//   resources    <= 40 registers, 0 spills
+//   launcher     src/cuda/launch.rs::norm_finish        source  NUMERICS.md
+extern "C" __global__ void __launch_bounds__(32) norm_finish(
+    const Matrix* matrices, const double* partial, Norm* norms) {
+  const Matrix& m = matrices[blockIdx.x];
+  const u32 first = m.first_tile, tiles = m.tiles;
+  double sum = 0;
+  for (u32 k = threadIdx.x; k < tiles; k += 32) sum += partial[first + k];
+  sum = warp_sum(sum);
+  if (threadIdx.x != 0) return;
+  Norm norm = {0.0f, 0.0f, 0, 0};
+  if (is_finite(sum)) {
+    norm = {1.0f, 1.0f, 1, 0};
+    if (m.kind & NORMALIZE) {
+      const double root = sqrt(sum), floor = m.norm_floor;
+      const double inverse = 1.0 / (m.safety * (root > floor ? root : floor));
+      const double power = __longlong_as_double(__double_as_longlong(inverse) & 0x7ff0000000000000ll);
+      norm.power = (float)power;
+      norm.factor = (float)(inverse / power);
+    }
+  }
+  norms[blockIdx.x] = norm;
+}
+
+// update_check
+//   computes     partial[b] <- 0 if every element of tile b of the result is finite, else NaN
+//   operands     tile_matrix[grid], matrices in · result of the matrices in · partial[grid] out
+//   launch       1-D; one block per tile; block = 256 exactly; dynamic smem 0 B
+//   alignment    16-byte accesses where result is aligned, single elements elsewhere
+//   aliasing     partial overlaps nothing
+//   traffic      read 2 B per element (16-bit iterate); runs for forced methods alone
+//   arithmetic   f32
+//   determinism  bitwise repeatable
+//   edge cases   none
+//   resources    <= 40 registers, 0 spills
+//   launcher     src/cuda/launch.rs::update_check        source  NUMERICS.md
+extern "C" __global__ void __launch_bounds__(256) update_check(
+    const u32* tile_matrix, const Matrix* matrices, double* partial) {
+  const u32 index = load_index(tile_matrix, blockIdx.x);
+  const Matrix& m = load_entry(matrices, index);
+  const usize begin = (usize)(blockIdx.x - m.first_tile) * TILE, len = m.rows * m.cols;
+  const usize n = len - begin < TILE ? len - begin : TILE;
+  const u32 type = dtype(m.kind, ITERATE_SHIFT);
+  const Operand result = at(m.result, type, begin);
+  const Operand operands[1] = {result};
+  float sum = 0;
+  for_segment(
+      operands, n, [&](usize i) { sum += load(result.base, i, type) * 0.0f; },
+      [&](usize i) {
+        float x[PACK];
+        load_pack(result.base, i, type, x);
+#pragma unroll
+        for (u32 k = 0; k < PACK; ++k) sum += x[k] * 0.0f;
+      });
+  const double total = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+// update_verdict
+//   computes     per matrix: finite <- finite and the sum of its partials is finite
+//   operands     matrices[grid], partial in · norms[grid] in/out
+//   launch       1-D; one block per matrix; block = 32 exactly; dynamic smem 0 B
+//   alignment    natural
+//   aliasing     none
+//   traffic      8 B per tile
+//   arithmetic   f64
+//   determinism  bitwise repeatable
+//   edge cases   none
+//   resources    <= 32 registers, 0 spills
+//   launcher     src/cuda/launch.rs::update_verdict        source  NUMERICS.md
+extern "C" __global__ void __launch_bounds__(32) update_verdict(
+    const Matrix* matrices, const double* partial, Norm* norms) {
+  const Matrix& m = matrices[blockIdx.x];
+  const u32 first = m.first_tile, tiles = m.tiles;
+  double sum = 0;
+  for (u32 k = threadIdx.x; k < tiles; k += 32) sum += partial[first + k];
+  sum = warp_sum(sum);
+  if (threadIdx.x == 0 && !is_finite(sum)) norms[blockIdx.x].finite = 0;
+}
+
+// gradient_sum
+//   computes     partial[b] <- sum over tile b of (g * factor)^2
+//   operands     tile_span[grid], spans, factor[1] in · grad of the spans in · partial[grid] out
+//   launch       1-D; one block per tile; block = 256 exactly; dynamic smem 0 B
+//   alignment    16-byte accesses where grad is aligned, single elements elsewhere
+//   aliasing     partial overlaps nothing
+//   traffic      read 2 B (bf16) or 4 B (f32) per element
+//   arithmetic   the product f32, squares and sums f64
+//   determinism  bitwise repeatable
+//   edge cases   a NaN or an infinity makes the partial not finite
+//   resources    <= 48 registers, 0 spills
+//   launcher     src/cuda/launch.rs::gradient_sum        source  NUMERICS.md
+extern "C" __global__ void __launch_bounds__(256) gradient_sum(
+    const u32* tile_span, const Span* spans, const float* factor, double* partial) {
+  const u32 index = load_index(tile_span, blockIdx.x);
+  const Span& s = load_entry(spans, index);
+  const usize begin = (usize)(blockIdx.x - s.first_tile) * TILE;
+  const usize n = s.len - begin < TILE ? s.len - begin : TILE;
+  const u32 type = dtype(s.kind, GRAD_SHIFT);
+  const float scale = *factor;
+  const Operand grad = at(s.grad, type, begin);
+  const Operand operands[1] = {grad};
+  double sum = 0;
+  const auto add = [&](float g) {
+    const double x = g * scale;
+    sum += x * x;
+  };
+  for_segment(
+      operands, n, [&](usize i) { add(load(grad.base, i, type)); },
+      [&](usize i) {
+        float g[PACK];
+        load_pack(grad.base, i, type, g);
+#pragma unroll
+        for (u32 k = 0; k < PACK; ++k) add(g[k]);
+      });
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// span_finish
+//   computes     sums[s] <- sum of the partials of span s
+//   operands     spans[grid], partial in · sums[grid] out
+//   launch       1-D; one block per span; block = 32 exactly; dynamic smem 0 B
+//   alignment    natural
+//   aliasing     none
+//   traffic      8 B per tile
+//   arithmetic   f64
+//   determinism  bitwise repeatable
+//   edge cases   not finite sums stay so
+//   resources    <= 32 registers, 0 spills
+//   launcher     src/cuda/launch.rs::span_finish        source  NUMERICS.md
+extern "C" __global__ void __launch_bounds__(32) span_finish(
+    const Span* spans, const double* partial, double* sums) {
+  const u32 first = spans[blockIdx.x].first_tile, tiles = spans[blockIdx.x].tiles;
+  double sum = 0;
+  for (u32 k = threadIdx.x; k < tiles; k += 32) sum += partial[first + k];
+  sum = warp_sum(sum);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// clip_factor
+//   computes     grad_scale <- inverse_loss_scale * min(1, clip_norm / sqrt(sum of the finite sums))
+//   operands     sums[count] in · grad_scale[1] out
+//   launch       1 block of 32 threads; dynamic smem 0 B
+//   alignment    natural
+//   aliasing     none
+//   traffic      8 B per span
+//   arithmetic   f64; the result rounds to f32 once
+//   determinism  bitwise repeatable
+//   edge cases   a span that is not finite is left out: its own pass skips it
+//   resources    <= 40 registers, 0 spills
+//   launcher     src/cuda/launch.rs::clip_factor        source  NUMERICS.md
+extern "C" __global__ void __launch_bounds__(32) clip_factor(
+    const double* sums, u32 count, double inverse_loss_scale, double clip_norm, float* grad_scale) {
+  double sum = 0;
+  for (u32 k = threadIdx.x; k < count; k += 32) {
+    if (is_finite(sums[k])) sum += sums[k];
+  }
+  const double norm = sqrt(warp_sum(sum));
+  if (threadIdx.x != 0) return;
+  double scale = inverse_loss_scale;
+  if (norm > clip_norm) scale *= clip_norm / norm;
+  *grad_scale = (float)scale;
+}
