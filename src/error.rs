@@ -55,6 +55,17 @@ pub(crate) enum ErrorKind {
     Unsupported(String),
     #[error("{0}")]
     Device(String),
+    /// No CUDA on this machine, or not enough of it.
+    #[error("{message}")]
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "constructed by the CUDA device"))]
+    CudaUnavailable { message: String, status: Option<i32> },
+    /// A failed call of the driver, NVRTC or cublasLt.
+    #[error("{message}")]
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "constructed by the CUDA device"))]
+    Cuda { message: String, status: i32, out_of_memory: bool },
+    #[error("{message}")]
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "constructed by the CUDA device"))]
+    KernelCompile { message: String, status: Option<i32> },
 }
 
 fn did_you_mean(suggestion: &Option<String>) -> String {
@@ -131,6 +142,21 @@ impl Error {
 
     pub(crate) fn device(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Device(message.into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda_unavailable(message: impl Into<String>, status: Option<i32>) -> Self {
+        Self::new(ErrorKind::CudaUnavailable { message: message.into(), status })
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda(message: impl Into<String>, status: i32, out_of_memory: bool) -> Self {
+        Self::new(ErrorKind::Cuda { message: message.into(), status, out_of_memory })
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn kernel_compile(message: impl Into<String>, status: Option<i32>) -> Self {
+        Self::new(ErrorKind::KernelCompile { message: message.into(), status })
     }
 
     /// A file-system error with the path it happened at.
@@ -229,10 +255,42 @@ impl Error {
         matches!(self.0.kind, ErrorKind::Unsupported(_))
     }
 
-    /// A failure of the device itself.
+    /// A failure of the device itself, a failed call of the CUDA libraries included.
     #[must_use]
     pub fn is_device(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Device(_))
+        matches!(self.0.kind, ErrorKind::Device(_) | ErrorKind::Cuda { .. })
+    }
+
+    /// No usable CUDA on this machine: a library is missing, a stub, or too old, or there is no
+    /// device. The message says what to install.
+    #[must_use]
+    pub fn is_cuda_unavailable(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::CudaUnavailable { .. })
+    }
+
+    /// Device memory ran out.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Cuda { out_of_memory: true, .. })
+    }
+
+    /// A kernel that NVRTC does not compile, or whose image the driver does not take.
+    #[must_use]
+    pub fn is_kernel_compile(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::KernelCompile { .. })
+    }
+
+    /// The status number of the failed CUDA call (`CUresult`, `nvrtcResult` or `cublasStatus_t`; the
+    /// message names the library), where a call failed.
+    #[must_use]
+    pub fn cuda_status(&self) -> Option<i32> {
+        match self.0.kind {
+            ErrorKind::CudaUnavailable { status, .. } | ErrorKind::KernelCompile { status, .. } => {
+                status
+            }
+            ErrorKind::Cuda { status, .. } => Some(status),
+            _ => None,
+        }
     }
 }
 

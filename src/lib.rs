@@ -36,6 +36,8 @@ pub mod checkpoint;
 pub mod coefficients;
 mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 pub mod error;
 mod learning_rate;
