@@ -6,7 +6,7 @@ use std::fmt;
 use half::bf16;
 
 use crate::config::{Bf16Params, MomentumMode, Nesterov, WeightDecayMode};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::optimizer::ParamId;
 use crate::plan::Plan;
 use crate::precision::Dtype;
@@ -253,6 +253,44 @@ impl StateSpec {
             StateRule::Muon { matrices, .. } => matrices,
             StateRule::AdamW => 1,
         }
+    }
+
+    /// Whether host buffers are what a state of this specification is made of; only the master copy may be absent.
+    ///
+    /// # Errors
+    /// Buffers or skip counters whose number, name, dtype or length is another.
+    pub fn check(&self, data: &StateData) -> Result<()> {
+        let mut found = data.buffers.iter();
+        for (name, dtype) in self.buffers() {
+            let buffer = match found.next() {
+                Some((found, buffer)) if *found == name => buffer,
+                None if name == "master" => continue,
+                other => {
+                    return Err(Error::checkpoint(format!(
+                        "state buffer: expected `{name}`, found {}",
+                        other.map_or("none".into(), |(n, _)| format!("`{n}`"))
+                    )));
+                }
+            };
+            if buffer.dtype() != dtype {
+                let what = format!("state buffer `{name}`");
+                return Err(Error::dtype_mismatch(what, dtype, buffer.dtype()));
+            }
+            if buffer.len() != self.len {
+                let what = format!("elements of state buffer `{name}`");
+                return Err(Error::shape_mismatch(what, self.len, buffer.len()));
+            }
+        }
+        if let Some((name, _)) = found.next() {
+            return Err(Error::checkpoint(format!(
+                "state buffer: expected no further one, found `{name}`"
+            )));
+        }
+        if data.counters.skipped.len() != self.matrices() {
+            let found = data.counters.skipped.len();
+            return Err(Error::shape_mismatch("skip counters", self.matrices(), found));
+        }
+        Ok(())
     }
 
     /// Bytes of the buffers.

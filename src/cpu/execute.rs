@@ -172,7 +172,7 @@ impl Run {
 ///
 /// # Errors
 /// The decomposition does not converge.
-pub(super) fn polar_factor_svd(shape: MatrixShape, x: &mut [f32]) -> Result<()> {
+pub(crate) fn polar_factor_svd(shape: MatrixShape, x: &mut [f32]) -> Result<()> {
     let MatrixShape { rows, cols } = shape;
     // A power of two brings the largest element near 1: scaling a gradient by 2^k changes no bit of the result.
     let largest = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));

@@ -22,9 +22,13 @@ use crate::plan::{Plan, Treatment};
 use crate::precision::Dtype;
 
 pub use buffers::{CpuGrad, CpuParamMut};
+#[cfg(feature = "cuda")]
+pub(crate) use elementwise::mix;
 pub(crate) use elementwise::narrow;
 use elementwise::sum_of_squares;
 use execute::MatrixBuffers;
+#[cfg(feature = "cuda")]
+pub(crate) use execute::polar_factor_svd;
 
 /// The CPU device.
 ///
@@ -179,34 +183,10 @@ impl Device for Cpu {
     }
 
     fn import_state(&mut self, spec: &StateSpec, data: &StateData) -> Result<CpuState> {
+        spec.check(data)?;
         let mut state = self.new_state(spec)?;
-        let mut found = data.buffers.iter();
-        for (name, dtype) in spec.buffers() {
-            let buffer = match found.next() {
-                Some((found, buffer)) if *found == name => buffer,
-                None if name == "master" => continue,
-                other => {
-                    return Err(Error::checkpoint(format!(
-                        "state buffer: expected `{name}`, found {}",
-                        other.map_or("none".into(), |(n, _)| format!("`{n}`"))
-                    )));
-                }
-            };
-            if buffer.dtype() != dtype {
-                return Err(Error::dtype_mismatch(
-                    format!("state buffer `{name}`"),
-                    dtype,
-                    buffer.dtype(),
-                ));
-            }
-            if buffer.len() != spec.len {
-                return Err(Error::shape_mismatch(
-                    format!("elements of state buffer `{name}`"),
-                    spec.len,
-                    buffer.len(),
-                ));
-            }
-            match (name, &mut state.buffers, buffer) {
+        for (name, buffer) in &data.buffers {
+            match (*name, &mut state.buffers, buffer) {
                 ("momentum_buffer", StateBuffers::Momentum(m), b) => *m = b.clone(),
                 ("exp_avg", StateBuffers::AdamW { exp_avg, .. }, HostBuffer::F32(b)) => {
                     exp_avg.copy_from_slice(b);
@@ -215,21 +195,14 @@ impl Device for Cpu {
                     exp_avg_sq.copy_from_slice(b);
                 }
                 (_, _, HostBuffer::F32(b)) => state.master = Some(b.clone()),
-                _ => {
+                (_, _, HostBuffer::Bf16(_)) => {
                     return Err(Error::dtype_mismatch(
                         format!("state buffer `{name}`"),
-                        dtype,
-                        "bf16",
+                        Dtype::F32,
+                        Dtype::Bf16,
                     ));
                 }
             }
-        }
-        if data.counters.skipped.len() != spec.matrices() {
-            return Err(Error::shape_mismatch(
-                "skip counters",
-                spec.matrices(),
-                data.counters.skipped.len(),
-            ));
         }
         state.counters = data.counters.clone();
         Ok(state)

@@ -1,11 +1,394 @@
-//! The CUDA device.
-#![allow(dead_code, reason = "the device that calls these modules is being written")]
+//! The CUDA device: state and workspace in device memory, kernels compiled by NVRTC, products by cublasLt.
+//!
+//! Data flow of a step: `passes` builds the tables of a chunk ([`table`]) and launches pass A; `execute` runs the recipes;
+//! `passes` launches pass B; `tensors` does AdamW and the step counts. All of it goes to one stream.
+#![allow(unsafe_code, reason = "launches, cublasLt calls and foreign pointers")]
 
+mod buffers;
 pub(crate) mod cache;
 pub(crate) mod compile;
+mod execute;
+mod gemm;
+mod launch;
 pub(crate) mod library;
+mod memory;
 pub(crate) mod nvrtc;
 pub(crate) mod options;
+mod passes;
 pub(crate) mod preflight;
 pub(crate) mod sources;
+mod state;
 pub(crate) mod status;
+mod table;
+mod tensors;
+mod workspace;
+
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, SyncOnDrop};
+
+pub use buffers::{CudaGrad, CudaParamMut};
+pub use cudarc;
+pub use state::CudaState;
+pub use workspace::CudaWorkspace;
+
+use compile::Kernels;
+use gemm::Gemm;
+use launch::Launcher;
+use status::driver_error;
+use tensors::{AdamWTables, FinishTables, GradScale, Spans};
+
+use crate::cpu::narrow;
+use crate::device::{
+    AdamWJob, BufferInfo, Counters, Device, MatrixJob, StateData, StateSpec, StepTensor,
+};
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Treatment};
+use crate::precision::Precision;
+use crate::recipe::Method;
+
+/// An NVIDIA GPU.
+///
+/// # Stream
+/// Everything is enqueued on one stream, the device's own or the caller's; calls return before the work is
+/// done, and a failure of the work shows in a later call or in [`Muon::synchronize`](crate::Muon::synchronize). Slices and
+/// views of cudarc are ordered with other streams by cudarc's events; raw addresses are the caller's to order.
+///
+/// # Numerics
+/// Passes A and B and AdamW produce the same bits as the CPU device, but for the order in which squares are summed
+/// (f64). Products sum in f32 in cublasLt's order and round where the recipe stores.
+///
+/// # Errors
+/// A failure that ends the CUDA context (an illegal address, an uncorrectable ECC error) is returned by the call that meets
+/// it and, with its first cause, by every later one.
+pub struct Cuda {
+    launcher: Launcher,
+    gemm: Gemm,
+    grad_scale: GradScale,
+    /// 1, the factor under which the strict policy looks for what is not finite.
+    one: GradScale,
+    gradients: Spans,
+    adamw: AdamWTables,
+    finish: FinishTables,
+    /// Position of the chunk that pass A builds next, and of the one that pass B finishes.
+    chunk: usize,
+    description: String,
+    failed: Option<(String, i32)>,
+}
+
+impl Cuda {
+    /// The GPU of that number, on a new stream of its primary context.
+    ///
+    /// # Errors
+    /// `is_cuda_unavailable`: a library that is missing or too old, or no such device, with what to install;
+    /// `is_kernel_compile`: kernels that NVRTC refuses; out of memory.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        preflight::check()?;
+        let context = CudaContext::new(ordinal)
+            .map_err(|e| driver_error(e, format_args!("opening CUDA device {ordinal}")))?;
+        let stream = context.new_stream().map_err(|e| driver_error(e, "making a stream"))?;
+        Self::with_stream(stream)
+    }
+
+    /// The GPU of that stream; everything is enqueued there.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn with_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        preflight::check()?;
+        let context = stream.context();
+        let failed = |e| driver_error(e, "asking the device what it is");
+        let (major, minor) = context.compute_capability().map_err(failed)?;
+        let name = context.name().map_err(failed)?;
+        let kernels = Kernels::load(context)?;
+        let description = format!(
+            "cuda:{}, {name} (compute capability {major}.{minor}), {kernels}",
+            context.ordinal()
+        );
+        let gemm = Gemm::new(&stream, major)?;
+        let mut one = GradScale::new(&stream)?;
+        one.set(&stream, 1.0)?;
+        Ok(Self {
+            grad_scale: GradScale::new(&stream)?,
+            one,
+            gemm,
+            launcher: Launcher { kernels, stream },
+            gradients: Spans::new(),
+            adamw: AdamWTables::new(),
+            finish: FinishTables::new(),
+            chunk: 0,
+            description,
+            failed: None,
+        })
+    }
+
+    /// The stream everything is enqueued on.
+    #[must_use]
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.launcher.stream
+    }
+
+    /// Matrix products enqueued so far, and their FLOPs, a multiply-add counted as two.
+    #[must_use]
+    pub fn gemm_totals(&self) -> (u64, u64) {
+        self.gemm.totals()
+    }
+
+    /// Refuses to go on after the context has ended, with the first cause.
+    fn check(&self) -> Result<()> {
+        match &self.failed {
+            None => Ok(()),
+            Some((cause, status)) => {
+                Err(Error::cuda(format!("the CUDA context ended earlier: {cause}"), *status, false))
+            }
+        }
+    }
+
+    /// Notes a failure that ends the context.
+    fn note<R>(&mut self, result: Result<R>) -> Result<R> {
+        if let Err(e) = &result
+            && self.failed.is_none()
+            && let Some(status) = e.cuda_status().filter(|s| ends_context(*s))
+        {
+            self.failed = Some((e.to_string(), status));
+        }
+        result
+    }
+
+    /// Runs work on the device unless its context has ended, with the context current.
+    fn run<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        self.check()?;
+        let bound = self
+            .launcher
+            .stream
+            .context()
+            .bind_to_thread()
+            .map_err(|e| driver_error(e, "making the context current"));
+        let result = bound.and_then(|()| work(self));
+        self.note(result)
+    }
+
+    fn fence_grads<'s>(
+        stream: &'s CudaStream,
+        tensors: &'s [StepTensor<'_, Self>],
+    ) -> Vec<SyncOnDrop<'s>> {
+        if !stream.context().is_managing_stream_synchronization() {
+            return Vec::new();
+        }
+        tensors.iter().filter_map(|t| t.grad.as_ref()?.fence(stream)).collect()
+    }
+}
+
+/// Whether a status of the driver leaves the context unusable.
+fn ends_context(status: i32) -> bool {
+    matches!(status, 214 | 219 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721)
+}
+
+/// Whether the update of a treatment must be looked at before it is applied: a Gram form in 16 bit can overflow, and a
+/// decomposition can fail. Nothing else makes a finite direction's update not finite.
+fn is_checked(plan: &Plan, bucket: usize) -> bool {
+    let bucket = &plan.buckets()[bucket];
+    match bucket.treatment {
+        Treatment::ExactSvd => true,
+        Treatment::Polynomial { .. } => {
+            plan.precision() != Precision::F32 && matches!(bucket.method, Some(Method::Gram { .. }))
+        }
+        Treatment::Identity | Treatment::Frobenius => false,
+    }
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cuda").field("description", &self.description).finish_non_exhaustive()
+    }
+}
+
+impl Device for Cuda {
+    type ParamMut<'a> = CudaParamMut<'a>;
+    type Grad<'a> = CudaGrad<'a>;
+    type State = CudaState;
+    type Workspace = CudaWorkspace;
+
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    fn param_buffer(param: &CudaParamMut<'_>) -> BufferInfo {
+        param.info()
+    }
+
+    fn grad_buffer(grad: &CudaGrad<'_>) -> BufferInfo {
+        grad.info()
+    }
+
+    fn new_state(&mut self, spec: &StateSpec) -> Result<CudaState> {
+        self.run(|d| CudaState::new(&d.launcher.stream, spec))
+    }
+
+    fn export_state(&mut self, state: &CudaState) -> Result<StateData> {
+        self.run(|d| state.export(&d.launcher.stream))
+    }
+
+    fn import_state(&mut self, spec: &StateSpec, data: &StateData) -> Result<CudaState> {
+        self.run(|d| CudaState::import(&d.launcher.stream, spec, data))
+    }
+
+    fn counters(&mut self, state: &CudaState) -> Result<Counters> {
+        self.run(|d| state.counters(&d.launcher.stream))
+    }
+
+    /// Also runs every recipe once on zeros: a product that cublasLt does not support shows here, before any state
+    /// was touched, and everything that is loaded lazily is loaded before a capture.
+    fn new_workspace(&mut self, plan: &Plan) -> Result<CudaWorkspace> {
+        self.run(|d| {
+            let workspace = CudaWorkspace::new(&d.launcher.stream, plan)?;
+            for (bucket, slots) in plan.buckets().iter().zip(&workspace.buckets) {
+                if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
+                    let batch = bucket.slots.max(1);
+                    execute::execute(recipe, bucket.shape, slots, batch, &d.launcher, &mut d.gemm)
+                        .map_err(|e| {
+                            e.context(format_args!("rehearsing matrices {}", bucket.shape))
+                        })?;
+                }
+            }
+            Ok(workspace)
+        })
+    }
+
+    fn gradient_scale(
+        &mut self,
+        tensors: &[StepTensor<'_, Self>],
+        inverse_loss_scale: f64,
+        clip_norm: Option<f64>,
+    ) -> Result<()> {
+        self.run(|d| {
+            d.chunk = 0;
+            let stream = Arc::clone(&d.launcher.stream);
+            d.grad_scale.set(&stream, narrow(inverse_loss_scale))?;
+            let Some(limit) = clip_norm else { return Ok(()) };
+            let _fences = Self::fence_grads(&stream, tensors);
+            let scale = d.grad_scale.address();
+            let gradients = tensors.iter().filter_map(|t| t.grad.as_ref()).map(CudaGrad::info);
+            let gradients = gradients.map(|g| (g.address as u64, g.len, g.dtype));
+            let (spans, sums) = d.gradients.sums(&d.launcher, gradients, scale)?;
+            d.launcher.clip_factor(spans, sums, inverse_loss_scale, limit, scale)?;
+            d.grad_scale.written_by_device();
+            Ok(())
+        })
+    }
+
+    fn find_non_finite(&mut self, tensors: &[StepTensor<'_, Self>]) -> Result<Option<usize>> {
+        self.run(|d| {
+            let stream = Arc::clone(&d.launcher.stream);
+            let _fences = Self::fence_grads(&stream, tensors);
+            let positions: Vec<usize> = tensors
+                .iter()
+                .enumerate()
+                .filter(|(_, t)| t.grad.is_some())
+                .map(|(i, _)| i)
+                .collect();
+            let gradients = tensors.iter().filter_map(|t| t.grad.as_ref()).map(CudaGrad::info);
+            let gradients = gradients.map(|g| (g.address as u64, g.len, g.dtype));
+            let (spans, _) = d.gradients.sums(&d.launcher, gradients, d.one.address())?;
+            let sums = d.gradients.download(&stream, spans)?;
+            Ok(sums.iter().position(|s| !s.is_finite()).and_then(|i| positions.get(i).copied()))
+        })
+    }
+
+    fn pass_a(
+        &mut self,
+        plan: &Plan,
+        jobs: &[MatrixJob],
+        tensors: &[StepTensor<'_, Self>],
+        states: &mut [CudaState],
+        workspace: &mut CudaWorkspace,
+    ) -> Result<()> {
+        self.run(|d| {
+            let stream = Arc::clone(&d.launcher.stream);
+            let _fences = Self::fence_grads(&stream, tensors);
+            let (scale, chunk) = (d.grad_scale.address(), d.chunk);
+            d.chunk += 1;
+            passes::pass_a(&d.launcher, scale, plan, jobs, tensors, states, workspace, chunk)
+        })
+    }
+
+    fn orthogonalize(
+        &mut self,
+        plan: &Plan,
+        bucket: usize,
+        active: usize,
+        workspace: &mut CudaWorkspace,
+    ) -> Result<()> {
+        self.run(|d| {
+            let slots = &mut workspace.buckets[bucket];
+            let bucket = &plan.buckets()[bucket];
+            match &bucket.treatment {
+                Treatment::Identity | Treatment::Frobenius => Ok(()),
+                Treatment::Polynomial { recipe, .. } => {
+                    execute::execute(recipe, bucket.shape, slots, active, &d.launcher, &mut d.gemm)
+                }
+                Treatment::ExactSvd => {
+                    let stream = &d.launcher.stream;
+                    let mut x = vec![0.0; bucket.shape.len()];
+                    for slot in 0..active {
+                        slots.download(stream, slot, &mut x)?;
+                        if crate::cpu::polar_factor_svd(bucket.shape, &mut x).is_err() {
+                            // No convergence: pass B finds this and skips the matrix.
+                            x.fill(f32::NAN);
+                        }
+                        slots.upload(stream, slot, &x)?;
+                    }
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn pass_b(
+        &mut self,
+        plan: &Plan,
+        jobs: &[MatrixJob],
+        tensors: &mut [StepTensor<'_, Self>],
+        _states: &mut [CudaState],
+        workspace: &CudaWorkspace,
+    ) -> Result<()> {
+        self.run(|d| {
+            let stream = Arc::clone(&d.launcher.stream);
+            let managed = stream.context().is_managing_stream_synchronization();
+            let _fences: Vec<_> = tensors
+                .iter_mut()
+                .filter(|t| managed && t.grad.is_some())
+                .filter_map(|t| t.param.fence(&stream))
+                .collect();
+            let checked =
+                jobs.chunk_by(|a, b| a.bucket == b.bucket).any(|j| is_checked(plan, j[0].bucket));
+            match workspace.chunks.get(d.chunk.wrapping_sub(1)) {
+                Some(tables) if !jobs.is_empty() => passes::pass_b(&d.launcher, tables, checked),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn adamw(
+        &mut self,
+        jobs: &[AdamWJob],
+        tensors: &mut [StepTensor<'_, Self>],
+        states: &mut [CudaState],
+    ) -> Result<()> {
+        self.run(|d| {
+            let scale = d.grad_scale.address();
+            tensors::adamw(&mut d.adamw, &d.launcher, scale, jobs, tensors, states)
+        })
+    }
+
+    fn finish_step(&mut self, params: &[usize], states: &mut [CudaState]) -> Result<()> {
+        self.run(|d| d.finish.run(&d.launcher, params, states))
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.run(|d| {
+            d.launcher.stream.synchronize().map_err(|e| driver_error(e, "waiting for the stream"))
+        })
+    }
+}

@@ -1,0 +1,125 @@
+//! Executes a recipe on the first slots of a bucket: products by cublasLt, the rest by kernels.
+
+use super::gemm::{Gemm, Op as Transpose, Product};
+use super::launch::{Launcher, SymmetricBatch};
+use super::table;
+use super::workspace::Slots;
+use crate::error::Result;
+use crate::recipe::{Op, Recipe};
+use crate::shape::{MatrixShape, Orientation};
+
+/// Runs every operation of a recipe on `batch` matrices.
+///
+/// # Errors
+/// A product that cublasLt does not support; a failed device.
+pub(super) fn execute(
+    recipe: &Recipe,
+    shape: MatrixShape,
+    slots: &Slots,
+    batch: usize,
+    launcher: &Launcher,
+    gemm: &mut Gemm,
+) -> Result<()> {
+    let n = shape.short();
+    let MatrixShape { rows, cols } = shape;
+    let wide = shape.orientation() == Orientation::Wide;
+    let (input, output) = (slots.dtype, slots.dtype);
+    let (x_stride, r_stride) = (slots.iterate_stride, slots.small_stride);
+    let symmetric = SymmetricBatch { n, stride: r_stride, batch, dtype: slots.dtype };
+    // Column-major, a wide row-major X is cols × rows with leading dimension cols, a tall one alike.
+    let gram = Product {
+        op_a: if wide { Transpose::T } else { Transpose::N },
+        op_b: if wide { Transpose::N } else { Transpose::T },
+        m: n,
+        n,
+        k: shape.long(),
+        ld: [cols, cols, n],
+        stride: [x_stride, x_stride, r_stride],
+        batch,
+        input,
+        output,
+    };
+    // (A·B)ᵀ = Bᵀ·Aᵀ: the operands change places.
+    let square = Product {
+        op_a: Transpose::N,
+        op_b: Transpose::N,
+        m: n,
+        n,
+        k: n,
+        ld: [n, n, n],
+        stride: [r_stride, r_stride, r_stride],
+        batch,
+        input,
+        output,
+    };
+    // Wide: (Q·X)ᵀ = Xᵀ·Q; tall: (X·Q)ᵀ = Q·Xᵀ, with Q symmetric.
+    let apply = Product {
+        op_a: Transpose::N,
+        op_b: Transpose::N,
+        m: cols,
+        n: rows,
+        k: n,
+        ld: [cols, n, cols],
+        stride: if wide { [x_stride, r_stride, x_stride] } else { [r_stride, x_stride, x_stride] },
+        batch,
+        input,
+        output,
+    };
+    let apply = if wide { apply } else { Product { ld: [n, cols, cols], ..apply } };
+    for op in recipe.ops() {
+        match *op {
+            Op::Gram { x, out } => {
+                let (x, out) = (slots.iterate(x), slots.small(out));
+                gemm.run(&gram, 1.0, x, x, 0.0, out, out)?;
+            }
+            Op::AolScale { x, r } => {
+                let (x, r) = (slots.iterate(x), slots.small(r));
+                launcher.aol_factors(symmetric, r, slots.factors)?;
+                let dtype = slots.dtype;
+                launcher.aol_scale(r, slots.factors, (n, n), n, r_stride, batch, 3, dtype)?;
+                let by = if wide { 1 } else { 2 };
+                launcher.aol_scale(
+                    x,
+                    slots.factors,
+                    (rows, cols),
+                    n,
+                    x_stride,
+                    batch,
+                    by,
+                    dtype,
+                )?;
+            }
+            Op::Symmetric { out, alpha, a, b, beta, c, gamma, d } => {
+                let commute = a == b;
+                let [out, a, b, c, d] = [out, a, b, c, d].map(|s| slots.small(s));
+                if gamma == 0.0 {
+                    let c = if beta == 0.0 { out } else { c };
+                    gemm.run(&square, alpha, b, a, beta, c, out)?;
+                    // The square of a symmetric matrix is symmetric as it stands; another product is not.
+                    if !commute {
+                        launcher.symmetric_mirror(symmetric, out)?;
+                    }
+                } else {
+                    let product = Product { output: table::F32, ..square };
+                    gemm.run(&product, alpha, b, a, 0.0, slots.product, slots.product)?;
+                    launcher.symmetric_complete(
+                        symmetric,
+                        slots.product,
+                        r_stride,
+                        c,
+                        d,
+                        out,
+                        beta,
+                        gamma,
+                    )?;
+                }
+            }
+            Op::Apply { out, alpha, q, x, beta } => {
+                let (out, q, x) = (slots.iterate(out), slots.small(q), slots.iterate(x));
+                let (a, b) = if wide { (x, q) } else { (q, x) };
+                gemm.run(&apply, alpha, a, b, beta, x, out)?;
+            }
+        }
+    }
+    Ok(())
+}

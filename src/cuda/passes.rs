@@ -1,0 +1,180 @@
+//! Passes A and B: the tables of a chunk, and the launches over them.
+
+use super::launch::{Launcher, count};
+use super::state::CudaState;
+use super::table::{self, Matrix, Scalars, TILE};
+use super::workspace::{Chunk, CudaWorkspace};
+use super::{Cuda, CudaParamMut};
+use crate::config::{Bf16Params, MomentumMode, Nesterov, WeightDecayMode};
+use crate::cpu::mix;
+use crate::device::{MatrixJob, StepTensor};
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Treatment};
+use crate::precision::Dtype;
+
+/// Direction, norms, momentum and iterate of a chunk's matrices.
+///
+/// # Errors
+/// A failed device.
+pub(super) fn pass_a(
+    launcher: &Launcher,
+    grad_scale: u64,
+    plan: &Plan,
+    jobs: &[MatrixJob],
+    tensors: &[StepTensor<'_, Cuda>],
+    states: &mut [CudaState],
+    workspace: &mut CudaWorkspace,
+    chunk: usize,
+) -> Result<()> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    for job in jobs {
+        fill_master(launcher, &tensors[job.tensor], &mut states[job.param])?;
+    }
+    let Some(tables) = workspace.chunks.get_mut(chunk) else {
+        return Err(Error::device(format!("chunk {chunk} of a plan of {} chunks", plan.chunks())));
+    };
+    let (mut matrices, mut tiles, mut scalars) = (Vec::new(), Vec::new(), Vec::new());
+    for job in jobs {
+        let (tensor, state) = (&tensors[job.tensor], &states[job.param]);
+        let slots = &workspace.buckets[job.bucket];
+        let bucket = &plan.buckets()[job.bucket];
+        let Some(grad) = &tensor.grad else { continue };
+        let (grad, param) = (grad.info(), tensor.param.info());
+        let (first_tile, index) =
+            (count("tiles", tiles.len())?, count("matrices", matrices.len())?);
+        let own = job.block.shape.len().div_ceil(TILE);
+        tiles.resize(tiles.len() + own, index);
+        let s = &job.scalars;
+        let (stochastic, random_key) = stochastic(state);
+        let (safety, normalize) = match &bucket.treatment {
+            Treatment::Identity | Treatment::ExactSvd => (1.0, 0),
+            Treatment::Frobenius => (1.0, table::NORMALIZE),
+            Treatment::Polynomial { safety, .. } => (*safety, table::NORMALIZE),
+        };
+        let offset = job.block.offset as u64;
+        let at = |address: u64, dtype: Dtype| {
+            if address == 0 { 0 } else { address + offset * dtype.bytes() as u64 }
+        };
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        matrices.push(Matrix {
+            grad: at(grad.address as u64, grad.dtype),
+            momentum: at(state.buffer(0), state.momentum_dtype()),
+            param: at(param.address as u64, param.dtype),
+            master: at(state.master(), Dtype::F32),
+            iterate: slots.direction(job.slot),
+            result: slots.update(job.slot),
+            counters: state.counters_address(),
+            rows: job.block.shape.rows as u64,
+            cols: job.block.shape.cols as u64,
+            row_stride: if job.block.is_contiguous() {
+                job.block.shape.cols as u64
+            } else {
+                job.block.row_stride as u64
+            },
+            offset,
+            random_key,
+            safety,
+            norm_floor: bucket.norm_floor,
+            first_tile,
+            tiles: count("tiles", own)?,
+            kind: table::dtype_code(grad.dtype) << table::GRAD_SHIFT
+                | table::dtype_code(state.momentum_dtype()) << table::MOMENTUM_SHIFT
+                | table::dtype_code(param.dtype) << table::PARAM_SHIFT
+                | slots.dtype << table::ITERATE_SHIFT
+                | flag(s.nesterov == Nesterov::On, table::NESTEROV)
+                | flag(s.weight_decay_mode == WeightDecayMode::Cautious, table::CAUTIOUS)
+                | normalize
+                | stochastic,
+            matrix: count("matrices of a parameter", job.matrix)?,
+            matrices: count("matrices of a parameter", state.spec.matrices())?,
+            reserved: 0,
+        });
+        scalars.push(Scalars {
+            momentum: s.momentum,
+            gain: match s.momentum_mode {
+                MomentumMode::Ema => s.one_minus_momentum,
+                MomentumMode::Sum => 1.0,
+            },
+            keep: s.keep,
+            step: s.step,
+        });
+    }
+    upload(tables, launcher, &matrices, &tiles, &scalars)?;
+    let a = tables.addresses;
+    launcher.direction_scan(
+        a.tiles,
+        a.tile_matrix,
+        a.matrices,
+        a.scalars,
+        grad_scale,
+        a.partial,
+    )?;
+    launcher.norm_finish(a.jobs, a.matrices, a.partial, a.norms)?;
+    launcher.momentum_blend(a.tiles, a.tile_matrix, a.matrices, a.scalars, a.norms, grad_scale)
+}
+
+fn upload(
+    tables: &mut Chunk,
+    launcher: &Launcher,
+    matrices: &[Matrix],
+    tiles: &[u32],
+    scalars: &[Scalars],
+) -> Result<()> {
+    let stream = &launcher.stream;
+    tables.addresses.jobs = matrices.len();
+    tables.addresses.tiles = tiles.len();
+    tables.addresses.matrices = tables.matrices.set(stream, matrices)?;
+    tables.addresses.tile_matrix = tables.tile_matrix.set(stream, tiles)?;
+    tables.addresses.scalars = tables.scalars.set(stream, scalars)?;
+    tables.addresses.norms = tables.norms.reserve(stream, matrices.len())?;
+    tables.addresses.partial = tables.partial.reserve(stream, tiles.len())?;
+    Ok(())
+}
+
+/// Decay and update of a chunk's parameters. Where a method was forced, results are checked first: nothing else can
+/// make a finite direction's update not finite.
+///
+/// # Errors
+/// A failed device.
+pub(super) fn pass_b(launcher: &Launcher, tables: &Chunk, forced: bool) -> Result<()> {
+    let a = tables.addresses;
+    if a.jobs == 0 {
+        return Ok(());
+    }
+    if forced {
+        launcher.update_check(a.tiles, a.tile_matrix, a.matrices, a.partial)?;
+        launcher.update_verdict(a.jobs, a.matrices, a.partial, a.norms)?;
+    }
+    launcher.update_apply(a.tiles, a.tile_matrix, a.matrices, a.scalars, a.norms)
+}
+
+/// The bit of `kind` and the key of stochastic rounding, without the step.
+pub(super) fn stochastic(state: &CudaState) -> (u32, u64) {
+    match (state.spec.param_dtype, state.spec.bf16_params) {
+        (Dtype::Bf16, Bf16Params::Stochastic { seed }) => {
+            (table::STOCHASTIC, mix(seed ^ state.spec.salt))
+        }
+        _ => (0, 0),
+    }
+}
+
+/// Makes the master copy from the parameter, at its first step.
+///
+/// # Errors
+/// A failed device.
+pub(super) fn fill_master(
+    launcher: &Launcher,
+    tensor: &StepTensor<'_, Cuda>,
+    state: &mut CudaState,
+) -> Result<()> {
+    if state.master() == 0 || state.master_ready {
+        return Ok(());
+    }
+    let param: &CudaParamMut<'_> = &tensor.param;
+    let _fence = param.fence_read(&launcher.stream);
+    launcher.master_fill(param.info().address as u64, state.master(), param.info().len)?;
+    state.master_ready = true;
+    Ok(())
+}
