@@ -82,12 +82,13 @@ extern "C" __global__ void __launch_bounds__(256) symmetric_complete(
                        ((usize)product | (usize)c | (usize)d | (usize)out) % 16 == 0;
   for (u32 t = threadIdx.x; t < SIDE * SIDE / PACK; t += BLOCK) {
     const u32 r = t / (SIDE / PACK), k0 = t % (SIDE / PACK) * PACK;
-    if (row0 + r >= n || col0 + k0 >= n) continue;
+    // A square over the edge is filled with zeros: its mirror image reads whole packs of it.
+    const u32 end = row0 + r < n ? n : 0;
     const usize i = (usize)(row0 + r) * n + col0 + k0;
     float p[PACK], x[PACK], y[PACK];
-    load_row(product, product_base + i, F32, col0 + k0, n, aligned, p);
-    load_row(c, base + i, type, col0 + k0, n, aligned, x);
-    load_row(d, base + i, type, col0 + k0, n, aligned, y);
+    load_row(product, product_base + i, F32, col0 + k0, end, aligned, p);
+    load_row(c, base + i, type, col0 + k0, end, aligned, x);
+    load_row(d, base + i, type, col0 + k0, end, aligned, y);
 #pragma unroll
     for (u32 k = 0; k < PACK; ++k) square[r][k0 + k] = (p[k] + beta * x[k]) + gamma * y[k];
   }
@@ -117,9 +118,9 @@ extern "C" __global__ void __launch_bounds__(256) symmetric_mirror(
   const bool aligned = n % PACK == 0 && stride % PACK == 0 && (usize)out % 16 == 0;
   for (u32 t = threadIdx.x; t < SIDE * SIDE / PACK; t += BLOCK) {
     const u32 r = t / (SIDE / PACK), k0 = t % (SIDE / PACK) * PACK;
-    if (row0 + r >= n || col0 + k0 >= n) continue;
+    const u32 end = row0 + r < n ? n : 0;
     float x[PACK];
-    load_row(out, base + (usize)(row0 + r) * n + col0 + k0, type, col0 + k0, n, aligned, x);
+    load_row(out, base + (usize)(row0 + r) * n + col0 + k0, type, col0 + k0, end, aligned, x);
 #pragma unroll
     for (u32 k = 0; k < PACK; ++k) square[r][k0 + k] = x[k];
   }

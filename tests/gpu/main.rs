@@ -1,0 +1,15 @@
+//! Levels 3 and 4: every kernel and whole steps, on the emulator, or on a GPU with `MUON_TEST_DEVICE=gpu`.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a test fails by panicking and reports what it measured"
+)]
+
+mod device;
+mod step;
+#[path = "../support/mod.rs"]
+mod support;
