@@ -100,6 +100,24 @@ pub trait Device: fmt::Debug + Sized {
         workspace: &mut Self::Workspace,
     ) -> Result<()>;
 
+    /// Copies the iterate of one of the last pass A's jobs to the host, row-major, and returns the Frobenius norm of
+    /// its direction before the normalisation, which is not finite where the direction is not; waits for the device.
+    ///
+    /// # Errors
+    /// A failed device; one that cannot do it, as is the default.
+    fn read_direction(
+        &mut self,
+        job: &MatrixJob,
+        workspace: &Self::Workspace,
+        out: &mut Vec<f32>,
+    ) -> Result<f64> {
+        let _ = (job, workspace, out);
+        Err(Error::unsupported(format!(
+            "{}: directions cannot be copied to the host, so their spectra cannot be recorded",
+            self.describe()
+        )))
+    }
+
     /// Orthogonalizes the first `active` matrices of a bucket's workspace.
     ///
     /// # Errors

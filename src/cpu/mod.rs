@@ -306,6 +306,18 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn read_direction(
+        &mut self,
+        job: &MatrixJob,
+        workspace: &CpuWorkspace,
+        out: &mut Vec<f32>,
+    ) -> Result<f64> {
+        let slot = &workspace.buckets[job.bucket][job.slot];
+        out.clear();
+        out.extend_from_slice(&slot.buffers.x[0]);
+        Ok(slot.sum_of_squares.sqrt())
+    }
+
     fn orthogonalize(
         &mut self,
         plan: &Plan,
