@@ -26,12 +26,12 @@ use std::io::Write as _;
 
 use anyhow::{Context, Result};
 
-use self::config::Config;
+use self::config::{Config, OptimizerConfig};
 use self::directory::RunDirectory;
 use self::jobs::Job;
 use self::metrics::{Metrics, RowResults};
 use self::spectra::SpectraFile;
-use crate::args::TrainArgs;
+use crate::args::{DeviceName, TrainArgs};
 use crate::exit::{Ended, usage};
 use crate::terminal::Notes;
 
@@ -51,6 +51,7 @@ pub(crate) fn train(args: &TrainArgs) -> Result<Ended> {
         RunDirectory::resume(&args.out)?
     } else {
         let config = plan::config(args)?;
+        check_spectra(args, &config)?;
         (RunDirectory::start(&args.out, &config, &notes)?, config)
     };
     let rows = config.optimizers.clone();
@@ -126,17 +127,24 @@ fn lr_grid(args: &TrainArgs, notes: &Notes) -> Result<Ended> {
 
 /// The file of spectra that the arguments ask for.
 fn spectra(args: &TrainArgs, config: &Config) -> Result<Option<SpectraFile>> {
-    let Some(path) = &args.record_spectra else { return Ok(None) };
-    if config.device == crate::args::DeviceName::Reference {
+    check_spectra(args, config)?;
+    let open = if args.resume { SpectraFile::resume } else { SpectraFile::start };
+    args.record_spectra.as_ref().map(|path| open(path, args.spectra_every)).transpose()
+}
+
+fn check_spectra(args: &TrainArgs, config: &Config) -> Result<()> {
+    if args.record_spectra.is_none() {
+        return Ok(());
+    }
+    if config.device == DeviceName::Reference {
         return Err(usage("--record-spectra belongs to device `cpu`"));
     }
-    if !config.optimizers.iter().any(config::OptimizerConfig::is_muon) {
+    if !config.optimizers.iter().any(OptimizerConfig::is_muon) {
         return Err(usage(
             "--record-spectra: no optimizer of the job is Muon, nothing is orthogonalized",
         ));
     }
-    let open = if args.resume { SpectraFile::resume } else { SpectraFile::start };
-    open(path, args.spectra_every).map(Some)
+    Ok(())
 }
 
 fn parallel(args: &TrainArgs, many: bool) -> usize {
@@ -145,7 +153,7 @@ fn parallel(args: &TrainArgs, many: bool) -> usize {
 }
 
 /// What is about to happen, and which parameters Muon gets.
-fn opening(config: &Config, rows: &[config::OptimizerConfig]) -> Result<String> {
+fn opening(config: &Config, rows: &[OptimizerConfig]) -> Result<String> {
     let mut text = format!(
         "{} optimizers, {} seed(s), {} steps of {}; {}",
         rows.len(),

@@ -235,5 +235,5 @@ mod tests {
         assert!(e.to_string().contains("has changed"), "{e}");
     }
 
-    const FINGERPRINT: &str = "?";
+    const FINGERPRINT: &str = "96783d40b8707192";
 }

@@ -125,3 +125,49 @@ impl Row {
 fn lowest<T>(items: impl Iterator<Item = (T, f64)>) -> Option<T> {
     items.filter(|i| i.1.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1)).map(|i| i.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(losses: &[(f64, &[f64])]) -> Row {
+        Row {
+            optimizer: "x".into(),
+            label: "x".into(),
+            best_lr: None,
+            against_baseline: None,
+            against_baseline_cross_validated: None,
+            points: losses
+                .iter()
+                .map(|(lr, losses)| {
+                    let spread = Spread::of(losses.iter().copied());
+                    Point {
+                        lr: *lr,
+                        training_loss: spread,
+                        held_out_loss: spread,
+                        accuracy: spread,
+                        held_out_losses: losses.to_vec(),
+                    }
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn the_best_learning_rate_has_the_lowest_mean_and_diverges_under_no_seed() {
+        let r = row(&[(0.1, &[1.0, 4.0]), (0.2, &[2.0, 2.0]), (0.3, &[0.1, f64::NAN])]);
+        assert_eq!(r.best().unwrap().lr, 0.2);
+        assert!(row(&[(0.1, &[f64::NAN, 1.0])]).best().is_none());
+    }
+
+    #[test]
+    fn cross_validation_never_uses_a_loss_to_choose_itself() {
+        // Sums over the other two, 0.1 against 0.2: without seed 0 8 and 3, without seed 1 5 and 4, without
+        // seed 2 5 and 5, where the first is taken.
+        let r = row(&[(0.1, &[1.0, 4.0, 4.0]), (0.2, &[3.0, 2.0, 1.0])]);
+        assert_eq!(r.cross_validated(), [3.0, 2.0, 4.0]);
+        // 4.5 and 3, 1.5 and 4, 5 and 5.
+        let r = row(&[(0.1, &[1.0, 4.0, 0.5]), (0.2, &[3.0, 2.0, 1.0])]);
+        assert_eq!(r.cross_validated(), [3.0, 4.0, 0.5]);
+    }
+}

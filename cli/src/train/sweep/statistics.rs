@@ -136,7 +136,7 @@ mod tests {
             let two = 0.5 + t / (2.0 * (2.0 + t * t).sqrt());
             assert!((t_cdf(t, 2.0) - two).abs() < 1e-14, "{t}");
         }
-        // scipy.stats.t.ppf(0.95, n), scipy 1.17.
+        // scipy.stats.t.ppf(0.95, n), scipy 1.17.1.
         for (n, exact) in SCIPY_QUANTILES {
             let found = t_quantile(0.95, n);
             assert!((found - exact).abs() < 1e-12 * exact, "{n}: {found} {exact}");
@@ -144,5 +144,33 @@ mod tests {
         assert!((t_quantile(0.05, 7.0) + t_quantile(0.95, 7.0)).abs() < 1e-12);
     }
 
-    const SCIPY_QUANTILES: [(f64, f64); 1] = [(7.0, 1.894578605061305)];
+    const SCIPY_QUANTILES: [(f64, f64); 7] = [
+        (1.0, 6.313_751_514_675_037),
+        (2.0, 2.919_985_580_353_724_2),
+        (4.0, 2.131_846_786_326_649_5),
+        (7.0, 1.894_578_605_090_006_2),
+        (15.0, 1.753_050_355_692_572),
+        (30.0, 1.697_260_886_593_957),
+        (100.0, 1.660_234_326_085_339_2),
+    ];
+
+    #[test]
+    fn a_paired_comparison_is_that_of_scipy() {
+        let a = [0.512, 0.498, 0.530, 0.521, 0.507, 0.515, 0.525, 0.503];
+        let b = [0.509, 0.500, 0.522, 0.518, 0.509, 0.511, 0.520, 0.506];
+        let p = Paired::of(&a, &b, 0.01).unwrap();
+        // ttest_rel(a − 0.01, b, alternative='less'), and mean + t.ppf(0.95, 7)·deviation/√8, scipy 1.17.1.
+        let close = |found: f64, exact: f64| (found - exact).abs() < 1e-11 * exact;
+        assert!(close(p.p_value, 0.000_345_406_206_087_965_4), "{p:?}");
+        assert!(close(p.mean, 0.002) && close(p.deviation, 0.003_927_922_024_247_866), "{p:?}");
+        assert!(close(p.upper, 0.004_631_058_429_787_060_5), "{p:?}");
+        assert!(p.non_inferior && p.pairs == 8);
+        assert!(!Paired::of(&a, &b, 0.0046).unwrap().non_inferior);
+        // Losses without spread, and losses that are none.
+        let same = Paired::of(&a, &a, 0.01).unwrap();
+        assert_eq!((same.mean, same.upper, same.p_value), (0.0, 0.0, 0.0));
+        assert_eq!(Paired::of(&a, &a, 0.0).unwrap().p_value, 1.0);
+        assert_eq!(Paired::of(&a[..1], &b[..1], 0.01), None);
+        assert_eq!(Paired::of(&[0.1, f64::NAN], &[0.1, 0.2], 0.01), None);
+    }
 }
