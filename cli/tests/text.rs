@@ -18,11 +18,13 @@ fn tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
 #[test]
 fn the_language_model_learns_repeatably_and_resumes() {
     let dir = tempfile::tempdir().unwrap();
-    ok(dir.path(), &tiny(&["--out", "a", "--seeds", "2"]));
-    ok(dir.path(), &tiny(&["--out", "b", "--seeds", "2", "--jobs", "5", "--threads", "1"]));
+    let some =
+        ["--optimizer", "adamw", "--optimizer", "muon", "--schedule", "jordan", "--seeds", "2"];
+    ok(dir.path(), &tiny(&[&some[..], &["--out", "a"]].concat()));
+    ok(dir.path(), &tiny(&[&some[..], &["--out", "b", "--jobs", "3"]].concat()));
     let a = metrics(&dir.path().join("a"));
     assert_eq!(a, metrics(&dir.path().join("b")));
-    assert_eq!(a["runs"].as_array().unwrap().len(), 14);
+    assert_eq!(a["runs"].as_array().unwrap().len(), 4);
     // A tenth of 49 068 bytes is held out.
     assert_eq!(a["data"]["training_samples"], 44_162);
     assert_eq!(a["data"]["held_out_samples"], 4906);
@@ -43,13 +45,15 @@ fn the_language_model_learns_repeatably_and_resumes() {
 fn a_text_of_ones_own_is_learned_and_must_not_change() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("t.txt"), "all work and no play ".repeat(50)).unwrap();
-    let args = "train --text t.txt --width 16 --layers 1 --context 16 --steps 60 --batch-size 8 --schedule you -q \
-                --checkpoint-every 20 --out t";
+    let args = "train --text t.txt --width 16 --layers 1 --context 16 --steps 150 --batch-size 8 --schedule you \
+                --lr 0.05 -q --out t";
     ok(dir.path(), &args.split_whitespace().collect::<Vec<_>>());
     let m = metrics(&dir.path().join("t"));
     assert!(m["data"]["source"].as_str().unwrap().contains("t.txt (1050 bytes)"), "{}", m["data"]);
-    // A period of 21 bytes: far below the entropy of its letters, about 2.6 nats.
-    assert!(m["runs"][0]["final_held_out_loss"].as_f64().unwrap() < 1.5, "{}", m["summary"]);
+    // Frequencies of the 21 bytes alone give 2.22 nats and a space each time, one in four.
+    let run = &m["runs"][0];
+    assert!(run["final_held_out_loss"].as_f64().unwrap() < 1.9, "{}", m["summary"]);
+    assert!(run["final_accuracy"].as_f64().unwrap() > 0.7, "{}", m["summary"]);
 
     fs::write(dir.path().join("t.txt"), "all play and no work ".repeat(50)).unwrap();
     let said = muon(dir.path(), &["train", "--resume", "--out", "t"]);
