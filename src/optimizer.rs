@@ -460,13 +460,13 @@ impl<D: Device> Muon<D> {
     ///
     /// One record for each matrix under the Muon rule that has a gradient, under its parameter's name (with its
     /// number where there are several), counted by the steps that parameter has taken. The values are those of the
-    /// direction as pass A leaves it: momentum and gradient blended, clipped, and rounded to the iterate's
-    /// precision. A direction that is not finite is left out. Steps that follow give the same bits as without the
+    /// direction: momentum and gradient blended, after clipping and loss scale, before it is normalised and
+    /// rounded. A direction that is not finite is left out. Steps that follow give the same bits as without the
     /// call.
     ///
     /// # Cost
-    /// Pass A, a copy of each direction to the host, and a singular value decomposition in f64 of each there: far
-    /// more than a step, so call it every so many steps.
+    /// Each direction on the host, and a singular value decomposition in f64 of it there: far more than a step, so
+    /// call it every so many steps.
     ///
     /// # Errors
     /// As [`Muon::step`]; a device that cannot copy directions to the host.
@@ -495,16 +495,15 @@ impl<D: Device> Muon<D> {
         self.prepare_plan()?;
         self.match_tensors(tensors)?;
         let mut records = Vec::new();
-        let Some(planned) = &mut self.planned else { return Ok(records) };
-        let (plan, workspace) = (&planned.plan, &mut planned.workspace);
+        let Some(planned) = &self.planned else { return Ok(records) };
+        let plan = &planned.plan;
         let scratch = &mut self.scratch;
         let mut direction = Vec::new();
         self.device.gradient_scale(tensors, options.inverse_loss_scale, options.clip_norm)?;
         for chunk in 0..plan.chunks() {
             chunk_jobs(scratch, plan, &self.params, &self.groups, chunk, options.lr_factor);
-            self.device.pass_a(plan, &scratch.jobs, tensors, &self.states, workspace)?;
             for job in &scratch.jobs {
-                let norm = self.device.read_direction(job, workspace, &mut direction)?;
+                let norm = self.device.direction(job, tensors, &self.states, &mut direction)?;
                 if !norm.is_finite() {
                     continue;
                 }

@@ -306,16 +306,14 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn read_direction(
+    fn direction(
         &mut self,
         job: &MatrixJob,
-        workspace: &CpuWorkspace,
+        tensors: &[StepTensor<'_, Self>],
+        states: &[CpuState],
         out: &mut Vec<f32>,
     ) -> Result<f64> {
-        let slot = &workspace.buckets[job.bucket][job.slot];
-        out.clear();
-        out.extend_from_slice(&slot.buffers.x[0]);
-        Ok(slot.sum_of_squares.sqrt())
+        Ok(passes::direction(job, tensors, states, self.grad_scale, out).sqrt())
     }
 
     fn orthogonalize(

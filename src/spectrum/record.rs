@@ -194,7 +194,7 @@ mod tests {
             line,
             "{\"step\":20,\"name\":\"h.1\",\"rows\":3,\"cols\":5,\"norm\":5.0,\"zeros\":1,\"bins\":{\"-6\":1,\"-3\":1}}\n"
         );
-        assert_eq!(parse_records(&line).unwrap().records, [r.clone()]);
+        assert_eq!(parse_records(&line).unwrap().records, std::slice::from_ref(&r));
         let s = r.spectrum().unwrap();
         assert_eq!((s.name(), s.rank()), ("h.1@20", 2));
         for (found, exact) in s.values().iter().zip([0.8, 0.6, 0.0]) {

@@ -56,9 +56,9 @@ impl Oracle {
                             (dot / (columns as f64).sqrt()).exp()
                         };
                         let sum: f64 = (0..=t).map(score).sum();
-                        for s in 0..=t {
+                        for (s, value) in v.iter().enumerate().take(t + 1) {
                             for c in range.clone() {
-                                mixed[c] += score(s) / sum * v[s][c];
+                                mixed[c] += score(s) / sum * value[c];
                             }
                         }
                     }
