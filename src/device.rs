@@ -100,6 +100,26 @@ pub trait Device: fmt::Debug + Sized {
         workspace: &mut Self::Workspace,
     ) -> Result<()>;
 
+    /// Writes the direction that pass A would make for a job to host memory, row-major, before it is normalised
+    /// or rounded, and returns its Frobenius norm, which is not finite where the direction is not. Nothing else is
+    /// written; waits for the device.
+    ///
+    /// # Errors
+    /// A failed device; one that cannot do it, as is the default.
+    fn direction(
+        &mut self,
+        job: &MatrixJob,
+        tensors: &[StepTensor<'_, Self>],
+        states: &[Self::State],
+        out: &mut Vec<f32>,
+    ) -> Result<f64> {
+        let _ = (job, tensors, states, out);
+        Err(Error::unsupported(format!(
+            "{}: directions cannot be copied to the host, so their spectra cannot be recorded",
+            self.describe()
+        )))
+    }
+
     /// Orthogonalizes the first `active` matrices of a bucket's workspace.
     ///
     /// # Errors

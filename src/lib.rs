@@ -14,6 +14,7 @@
 //! | train a candle model | `muon_cuda::candle` (feature `candle`), [`RoutingRule`] |
 //! | see what a step will do and cost | [`Muon::plan`], [`Muon::routing`] |
 //! | choose, read, make polynomials | [`CoefficientSchedule`], [`coefficients`] |
+//! | record and read singular values | [`mod@spectrum`] |
 //! | orthogonalize one matrix | [`orthogonalize()`] |
 //! | stop and resume | [`Muon::checkpoint`], [`Checkpoint`] |
 //! | check a device or a port | [`mod@reference`], [`verify`] |
@@ -52,6 +53,7 @@ mod rounding;
 mod routing;
 mod scale;
 mod shape;
+pub mod spectrum;
 mod state;
 pub mod verify;
 
@@ -79,6 +81,7 @@ pub use precision::{Dtype, Precision};
 pub use routing::{Decision, RoutingRule};
 pub use scale::UpdateScale;
 pub use shape::{Block, Layout, MatrixShape, Orientation, Split};
+pub use spectrum::Spectrum;
 pub use state::Checkpoint;
 
 /// Runs the example of the README as a test.

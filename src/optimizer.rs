@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::plan::{Plan, PlanInput};
 use crate::precision::Dtype;
 use crate::shape::{self, Block, Layout, Split};
+use crate::spectrum::SpectrumRecord;
 
 /// Names a parameter group of one optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -427,25 +428,7 @@ impl<D: Device> Muon<D> {
 
         self.device.gradient_scale(tensors, options.inverse_loss_scale, options.clip_norm)?;
         for chunk in 0..plan.chunks() {
-            scratch.jobs.clear();
-            for (b, bucket) in plan.buckets().iter().enumerate() {
-                let mut slot = 0;
-                for m in Plan::segment(bucket, chunk) {
-                    let Some(tensor) = scratch.tensor_of_param[m.param] else { continue };
-                    let param = &self.params[m.param];
-                    let Rule::Muon(rule) = &self.groups[param.group].rule else { continue };
-                    scratch.jobs.push(MatrixJob {
-                        tensor,
-                        param: m.param,
-                        matrix: m.matrix,
-                        block: m.block,
-                        bucket: b,
-                        slot,
-                        scalars: muon_scalars(rule, &param.spec, &m.block, options.lr_factor),
-                    });
-                    slot += 1;
-                }
-            }
+            chunk_jobs(scratch, plan, &self.params, &self.groups, chunk, options.lr_factor);
             let jobs = &scratch.jobs;
             self.device.pass_a(plan, jobs, tensors, &mut self.states, workspace)?;
             for same_bucket in jobs.chunk_by(|a, b| a.bucket == b.bucket) {
@@ -471,6 +454,70 @@ impl<D: Device> Muon<D> {
         self.device.finish_step(&scratch.muon_params, &mut self.states)?;
         report.adamw = scratch.adamw.len();
         Ok(report)
+    }
+
+    /// Singular values of what [`Muon::step`] with the same arguments would orthogonalize; changes nothing.
+    ///
+    /// One record for each matrix under the Muon rule that has a gradient, under its parameter's name (with its
+    /// number where there are several), counted by the steps that parameter has taken. The values are those of the
+    /// direction: momentum and gradient blended, after clipping and loss scale, before it is normalised and
+    /// rounded. A direction that is not finite is left out. Steps that follow give the same bits as without the
+    /// call.
+    ///
+    /// # Cost
+    /// Each direction on the host, and a singular value decomposition in f64 of it there: far more than a step, so
+    /// call it every so many steps.
+    ///
+    /// # Errors
+    /// As [`Muon::step`]; a device that cannot copy directions to the host.
+    ///
+    /// # Example
+    /// ```
+    /// use muon_cuda::{Cpu, Muon, MuonConfig, MuonRule, ParamSpec, StepOptions, StepTensor};
+    ///
+    /// let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+    /// let hidden = muon.add_group("hidden", MuonRule::default())?;
+    /// let w = muon.add_param(hidden, ParamSpec::new("w", &[2, 2]))?;
+    /// let (mut weight, grad) = (vec![0.0f32; 4], vec![3.0f32, 0.0, 0.0, 4.0]);
+    /// let mut tensors = [StepTensor::new(w, &mut weight, &grad)];
+    /// let spectra = muon.direction_spectra(&StepOptions::default(), &tensors)?;
+    /// let values = spectra[0].spectrum()?;
+    /// assert!((values.values()[1] / values.values()[0] - 0.75).abs() < 0.1);    // 3/4, to the width of a bin
+    /// muon.step(&StepOptions::default(), &mut tensors)?;
+    /// # Ok::<(), muon_cuda::Error>(())
+    /// ```
+    pub fn direction_spectra(
+        &mut self,
+        options: &StepOptions,
+        tensors: &[StepTensor<'_, D>],
+    ) -> Result<Vec<SpectrumRecord>> {
+        options.validate().context(|| "step options")?;
+        self.prepare_plan()?;
+        self.match_tensors(tensors)?;
+        let mut records = Vec::new();
+        let Some(planned) = &self.planned else { return Ok(records) };
+        let plan = &planned.plan;
+        let scratch = &mut self.scratch;
+        let mut direction = Vec::new();
+        self.device.gradient_scale(tensors, options.inverse_loss_scale, options.clip_norm)?;
+        for chunk in 0..plan.chunks() {
+            chunk_jobs(scratch, plan, &self.params, &self.groups, chunk, options.lr_factor);
+            for job in &scratch.jobs {
+                let norm = self.device.direction(job, tensors, &self.states, &mut direction)?;
+                if !norm.is_finite() {
+                    continue;
+                }
+                let param = &self.params[job.param];
+                let name = match param.blocks.len() {
+                    1 => param.spec.name.clone(),
+                    _ => format!("{}[{}]", param.spec.name, job.matrix),
+                };
+                let steps = self.device.counters(&self.states[job.param])?.steps;
+                let measured = SpectrumRecord::measure(steps, name, job.block.shape, &direction)?;
+                records.push(SpectrumRecord { norm, ..measured });
+            }
+        }
+        Ok(records)
     }
 
     /// Makes plan and workspace if parameters or groups changed; refuses an optimizer that would orthogonalize nothing.
@@ -763,6 +810,36 @@ impl<D: Device> Muon<D> {
 
     pub(crate) fn modes(&self, param: &Param) -> String {
         self.groups[param.group].rule.modes()
+    }
+}
+
+/// The matrices of a chunk that have a gradient in this step, by bucket.
+fn chunk_jobs(
+    scratch: &mut Scratch,
+    plan: &Plan,
+    params: &[Param],
+    groups: &[Group],
+    chunk: usize,
+    lr_factor: f64,
+) {
+    scratch.jobs.clear();
+    for (b, bucket) in plan.buckets().iter().enumerate() {
+        let mut slot = 0;
+        for m in Plan::segment(bucket, chunk) {
+            let Some(tensor) = scratch.tensor_of_param[m.param] else { continue };
+            let param = &params[m.param];
+            let Rule::Muon(rule) = &groups[param.group].rule else { continue };
+            scratch.jobs.push(MatrixJob {
+                tensor,
+                param: m.param,
+                matrix: m.matrix,
+                block: m.block,
+                bucket: b,
+                slot,
+                scalars: muon_scalars(rule, &param.spec, &m.block, lr_factor),
+            });
+            slot += 1;
+        }
     }
 }
 

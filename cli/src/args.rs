@@ -53,12 +53,19 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
 }
 
-/// Train a classifier on handwritten digits and compare optimizers
+/// Train on handwritten digits, or a text, and compare optimizers
 ///
 /// Without arguments: gradient descent, AdamW and Muon under five orthogonalizations train the same
 /// perceptron (64 → 128 → 128 → 10) on the 1797 digits that are embedded in this program, with the same split, initialisation,
 /// batches and number of steps, each at the best learning rate of its own recorded grid. Under Muon the hidden
 /// matrices are orthogonalized; the output head and the biases go to AdamW.
+///
+/// With --task text a small transformer learns to predict the next byte of a text: attention and perceptron
+/// matrices under Muon; embeddings, norms and head under AdamW.
+///
+/// With --sweep every optimizer is trained at several learning rates under several seeds, and each one's best is
+/// compared with the baseline's seed by seed. What is finished is noted in sweep.jsonl: stopped by Ctrl-C or by
+/// force, the same command goes on from there.
 ///
 /// Writes loss.svg, loss.png, metrics.json, config.json and checkpoints to the output directory. A run that
 /// was stopped, by Ctrl-C or by force, continues with --resume and gives the same numbers, bit for bit.
@@ -75,12 +82,28 @@ Examples:
       rounds where a GPU would: what 16 bit costs in training
   muon train --lr-grid --seed 100 --seeds 5
       how the default learning rates were found
+  muon train --sweep --schedule jordan --schedule nonic3_band12 --lr 0.02,0.03,0.05 --seeds 8
+      is the cheaper schedule as good? paired over seeds, each at its best learning rate
+  muon train --task text
+      the comparison on a language model over bytes, on the embedded text
+  muon train --text war-and-peace.txt --width 128 --steps 1000 --schedule jordan
+      on a text of your own, larger and longer
+  muon train --schedule jordan --record-spectra spectra.jsonl
+      record singular values of what is orthogonalized
   muon train --resume
       go on with the run in muon-run/
 
 Exit codes: 0 trained; 1 failed (output directory not writable, checkpoint damaged, …);
 2 unknown name or contradictory options; 130 stopped by Ctrl-C, resumable")]
 pub(crate) struct TrainArgs {
+    /// What to learn [default: digits, or text where --text is given]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) task: Option<TaskName>,
+
+    /// Text to learn from, any bytes; a tenth is held out [default: Cicero, De finibus I, embedded]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+
     /// What to compare; repeat for several [default: all three]
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) optimizer: Vec<OptimizerName>,
@@ -94,9 +117,10 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "N")]
     pub(crate) iterations: Option<usize>,
 
-    /// Peak learning rate of every optimizer chosen [default: each one's own, from --lr-grid]
-    #[arg(long, value_name = "LR")]
-    pub(crate) lr: Option<f64>,
+    /// Peak learning rate of every optimizer chosen, several for --sweep [default: each one's own, from --lr-grid;
+    /// with --sweep each one's grid]
+    #[arg(long, value_name = "LR", value_delimiter = ',')]
+    pub(crate) lr: Vec<f64>,
 
     /// Course of the learning rate over the run
     #[arg(long, value_enum, default_value = "linear", value_name = "NAME")]
@@ -106,7 +130,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "W")]
     pub(crate) weight_decay: Option<f64>,
 
-    /// Learning rate of AdamW for the head and the biases under Muon [default: 0.003]
+    /// Learning rate of AdamW for what Muon leaves to it [default: 0.003]
     #[arg(long, value_name = "LR")]
     pub(crate) head_lr: Option<f64>,
 
@@ -118,13 +142,29 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value_t = 300, value_name = "N", value_parser = positive)]
     pub(crate) steps: usize,
 
-    /// Samples a step
-    #[arg(long, default_value_t = 128, value_name = "N", value_parser = positive)]
-    pub(crate) batch_size: usize,
+    /// Samples, or windows of text, a step [default: 128, or 16 windows]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) batch_size: Option<usize>,
 
-    /// Widths of the hidden layers
-    #[arg(long, default_value = "128,128", value_delimiter = ',', value_name = "N,N…", value_parser = positive)]
+    /// Widths of the perceptron's hidden layers [default: 128,128]
+    #[arg(long, value_delimiter = ',', value_name = "N,N…", value_parser = positive)]
     pub(crate) hidden: Vec<usize>,
+
+    /// Width of the transformer [default: 64]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) width: Option<usize>,
+
+    /// Layers of the transformer [default: 2]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) layers: Option<usize>,
+
+    /// Attention heads of the transformer, a divisor of its width [default: 2]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) heads: Option<usize>,
+
+    /// Bytes that a prediction may look at [default: 64]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) context: Option<usize>,
 
     /// First seed: decides the split, the initialisation and the order of the batches
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -161,13 +201,35 @@ pub(crate) struct TrainArgs {
     /// Go on with the job recorded in the output directory, exactly as it was started
     #[arg(long, conflicts_with_all = [
         "optimizer", "schedule", "iterations", "lr", "head_lr", "lr_schedule", "weight_decay", "momentum", "steps",
-        "batch_size", "hidden", "seed", "seeds", "device", "precision", "threads", "lr_grid",
+        "batch_size", "hidden", "seed", "seeds", "device", "precision", "threads", "lr_grid", "sweep", "task", "text",
+        "width", "layers", "heads", "context",
     ])]
     pub(crate) resume: bool,
 
     /// Instead of one learning rate for each optimizer, try its whole grid and say which is best
     #[arg(long, conflicts_with = "lr")]
     pub(crate) lr_grid: bool,
+
+    /// Try every optimizer at every learning rate under every seed and compare each one's best with the baseline's
+    #[arg(long, conflicts_with = "lr_grid")]
+    pub(crate) sweep: bool,
+
+    /// What the others are compared with: a schedule, or an optimizer of the sweep by its name in the record
+    /// [default: jordan, or the first]
+    #[arg(long, value_name = "NAME", requires = "sweep")]
+    pub(crate) baseline: Option<String>,
+
+    /// Difference in held-out loss, nats, that still counts as not inferior
+    #[arg(long, value_name = "NATS", default_value_t = 0.01, requires = "sweep")]
+    pub(crate) margin: f64,
+
+    /// Record singular values of the directions that Muon orthogonalizes, one line of JSON a matrix and step
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["lr_grid", "sweep"])]
+    pub(crate) record_spectra: Option<PathBuf>,
+
+    /// Steps between records
+    #[arg(long, value_name = "K", default_value_t = 50, value_parser = positive, requires = "record_spectra")]
+    pub(crate) spectra_every: usize,
 
     /// Print the metrics as JSON instead of the table
     #[arg(long)]
@@ -332,6 +394,15 @@ pub(crate) struct CompletionsArgs {
     /// bash, elvish, fish, powershell or zsh
     #[arg(value_enum)]
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// What is learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TaskName {
+    /// Handwritten digits.
+    Digits,
+    /// The next byte of a text.
+    Text,
 }
 
 /// The optimizers of the comparison.

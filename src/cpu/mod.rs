@@ -306,6 +306,16 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn direction(
+        &mut self,
+        job: &MatrixJob,
+        tensors: &[StepTensor<'_, Self>],
+        states: &[CpuState],
+        out: &mut Vec<f32>,
+    ) -> Result<f64> {
+        Ok(passes::direction(job, tensors, states, self.grad_scale, out).sqrt())
+    }
+
     fn orthogonalize(
         &mut self,
         plan: &Plan,

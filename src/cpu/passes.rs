@@ -83,6 +83,42 @@ pub(super) fn pass_a(
     }
 }
 
+/// The direction of one matrix alone, as pass A makes it; returns the sum of its squares.
+pub(super) fn direction(
+    job: &MatrixJob,
+    tensors: &[StepTensor<'_, Cpu>],
+    states: &[CpuState],
+    grad_scale: f32,
+    out: &mut Vec<f32>,
+) -> f64 {
+    fn rows<G: Element, M: Element>(
+        job: &MatrixJob,
+        grad: &[G],
+        momentum: &[M],
+        grad_scale: f32,
+        out: &mut [f32],
+    ) -> f64 {
+        let rows = out.chunks_mut(job.block.shape.cols).enumerate();
+        rows.map(|(i, x)| {
+            let (grad, momentum) = (&grad[job.block.row(i)], &momentum[job.block.row(i)]);
+            elementwise::write_direction(grad, momentum, x, grad_scale, &job.scalars)
+        })
+        .sum()
+    }
+    out.clear();
+    out.resize(job.block.shape.len(), 0.0);
+    let StateBuffers::Momentum(momentum) = &states[job.param].buffers else { return 0.0 };
+    let Some(grad) = &tensors[job.tensor].grad else { return 0.0 };
+    match (grad, momentum) {
+        (CpuGrad::F32(g), HostBuffer::F32(m)) => rows(job, g, m, grad_scale, out),
+        (CpuGrad::F32(g), HostBuffer::Bf16(m)) => rows(job, g, m, grad_scale, out),
+        (CpuGrad::Bf16(g), HostBuffer::F32(m)) => rows(job, g, m, grad_scale, out),
+        (CpuGrad::Bf16(g), HostBuffer::Bf16(m)) => rows(job, g, m, grad_scale, out),
+        (CpuGrad::F16(g), HostBuffer::F32(m)) => rows(job, g, m, grad_scale, out),
+        (CpuGrad::F16(g), HostBuffer::Bf16(m)) => rows(job, g, m, grad_scale, out),
+    }
+}
+
 struct PassA<'a> {
     job: &'a MatrixJob,
     grad_scale: f32,

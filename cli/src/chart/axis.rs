@@ -33,6 +33,12 @@ pub(super) fn fraction(axis: &Axis, value: f64) -> f64 {
 pub(super) fn ticks(axis: &Axis) -> Vec<(f64, String)> {
     let (low, high) = axis.range;
     match axis.scale {
+        // Less than two decades: their halves and fifths too, so that there is something to read.
+        Scale::Log if high / low < 100.0 => (-30i32..=30)
+            .flat_map(|k| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(k)))
+            .filter(|v| (low * 0.999..=high * 1.001).contains(v))
+            .map(|v| (v, short(v)))
+            .collect(),
         Scale::Log => (-30i32..=30)
             .map(|k| (10f64.powi(k), format!("10{}", superscript(k))))
             .filter(|(v, _)| (low * 0.999..=high * 1.001).contains(v))
@@ -58,6 +64,11 @@ pub(super) fn ticks(axis: &Axis) -> Vec<(f64, String)> {
                 .collect()
         }
     }
+}
+
+/// One significant digit in the usual notation, or with an exponent where that would be long.
+fn short(v: f64) -> String {
+    if (1e-4..1e5).contains(&v) { format!("{}", (v * 1e6).round() / 1e6) } else { format!("{v:e}") }
 }
 
 fn superscript(k: i32) -> String {
@@ -96,6 +107,8 @@ mod tests {
             ["0", "0.25", "0.5", "0.75", "1", "1.25"]
         );
         assert_eq!(names(&axis((2e-6, 10.0), Scale::Log)).first().unwrap(), "10⁻⁵");
+        let narrow = names(&axis((0.009, 0.11), Scale::Log));
+        assert_eq!(narrow, ["0.01", "0.02", "0.05", "0.1"]);
         assert_eq!(names(&axis((1e-12, 10.0), Scale::Log)).last().unwrap(), "10¹");
     }
 }

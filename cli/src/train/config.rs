@@ -8,6 +8,8 @@ use muon_cuda::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::text::TextId;
+use super::transformer::TransformerShape;
 use crate::args::{DeviceName, PrecisionName};
 
 /// A job: some optimizers, some seeds, one budget.
@@ -15,10 +17,10 @@ use crate::args::{DeviceName, PrecisionName};
 pub(crate) struct Config {
     /// Optimizer steps of every run.
     pub(crate) steps: usize,
-    /// Samples a step.
+    /// What is learned, by which model.
+    pub(crate) task: Task,
+    /// Samples, or windows of text, a step.
     pub(crate) batch_size: usize,
-    /// Widths of the hidden layers.
-    pub(crate) hidden: Vec<usize>,
     /// Each decides split, initialisation and order of the batches.
     pub(crate) seeds: Vec<u64>,
     /// Course of the learning rate, as a factor of each optimizer's own.
@@ -48,6 +50,48 @@ impl Config {
             LrScheduleName::Linear => LrSchedule::linear(warmup, total)?,
             LrScheduleName::Cosine => LrSchedule::cosine(warmup, total)?,
         })
+    }
+}
+
+/// What is learned, by which model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub(crate) enum Task {
+    /// Handwritten digits, by a perceptron.
+    Digits {
+        /// Widths of its hidden layers.
+        hidden: Vec<usize>,
+    },
+    /// The next byte of a text, by a transformer.
+    Text {
+        /// The text.
+        text: TextId,
+        /// Dimensions of the model.
+        model: TransformerShape,
+    },
+}
+
+impl Task {
+    /// What the model is, for people.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Digits { hidden } => {
+                let hidden: Vec<String> = hidden.iter().map(ToString::to_string).collect();
+                format!("perceptron 64 → {} → 10", hidden.join(" → "))
+            }
+            Self::Text { text, model: m } => format!(
+                "transformer over bytes, {} layers of width {}, {} heads, context {}; {}",
+                m.layers, m.width, m.heads, m.context, text
+            ),
+        }
+    }
+
+    /// Training loss, nats, whose first reaching is a column of the table.
+    pub(crate) fn target_loss(&self) -> f64 {
+        match self {
+            Self::Digits { .. } => 0.1,
+            Self::Text { .. } => 2.5,
+        }
     }
 }
 
@@ -86,7 +130,7 @@ pub(crate) enum Kind {
     GradientDescent,
     /// AdamW on every parameter.
     AdamW,
-    /// Hidden matrices orthogonalized; head and biases to AdamW.
+    /// Hidden matrices orthogonalized; the rest to AdamW.
     Muon {
         /// How they are orthogonalized.
         method: MuonMethod,
@@ -184,6 +228,15 @@ impl OptimizerConfig {
                     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
                 format!("muon_{clean}_{}", polynomials.len())
             }
+        }
+    }
+
+    /// The name of its coefficient schedule.
+    pub(crate) fn schedule(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Muon { method: MuonMethod::Polynomials { name, .. } } => Some(name),
+            Kind::Muon { method: MuonMethod::ExactSvd } => Some("exact"),
+            _ => None,
         }
     }
 

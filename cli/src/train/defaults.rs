@@ -1,12 +1,15 @@
 //! Default hyper-parameters and the learning-rate grids they were chosen from.
 //!
-//! The learning rates are the winners of
+//! Digits: the learning rates are the winners of
 //! `muon train --lr-grid --seed 100 --seeds 5` (lowest mean training loss after 300 steps over seeds 100…104,
 //! which the reported seeds 0…4 do not touch). Momentum and weight decay are on no grid, they were fixed by hand: 0.95 for gradient
 //! descent and Muon alike, AdamW's and Muon's decay are PyTorch's defaults, gradient descent has none.
 //! The whole grid is in docs/training.md.
+//!
+//! Text: Muon's learning rate is the winner of a sweep on seeds 100 and 101; the others' were fixed by hand.
 
-use super::config::{Kind, MuonMethod};
+use super::config::{Kind, MuonMethod, Task};
+use super::transformer::TransformerShape;
 
 /// Coefficient schedules that are compared unless others are asked for; `exact` is the SVD.
 pub(crate) const SCHEDULES: [&str; 5] =
@@ -28,10 +31,32 @@ pub(crate) struct Defaults {
     pub(crate) lr_grid: &'static [f64],
 }
 
+/// Widths of the perceptron's hidden layers.
+pub(crate) const HIDDEN: [usize; 2] = [128, 128];
+
+/// Dimensions of the transformer: 0.13 million parameters, some seconds a run on one core.
+pub(crate) const TRANSFORMER: TransformerShape =
+    TransformerShape { width: 64, layers: 2, heads: 2, context: 64 };
+
+/// Samples, or windows of text, a step.
+pub(crate) fn batch_size(task: &Task) -> usize {
+    match task {
+        Task::Digits { .. } => 128,
+        Task::Text { .. } => 16,
+    }
+}
+
 const MUON_GRID: &[f64] = &[0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2];
 
 /// Defaults of an optimizer; a schedule of the user's own has those of the nearest relative.
-pub(crate) fn of(kind: &Kind) -> Defaults {
+pub(crate) fn of(kind: &Kind, task: &Task) -> Defaults {
+    match task {
+        Task::Digits { .. } => digits(kind),
+        Task::Text { .. } => text(kind),
+    }
+}
+
+fn digits(kind: &Kind) -> Defaults {
     let muon = |lr| Defaults { lr, momentum: 0.95, weight_decay: 0.1, lr_grid: MUON_GRID };
     match kind {
         Kind::GradientDescent => Defaults {
@@ -52,5 +77,28 @@ pub(crate) fn of(kind: &Kind) -> Defaults {
             muon(0.05)
         }
         Kind::Muon { .. } => muon(0.03),
+    }
+}
+
+fn text(kind: &Kind) -> Defaults {
+    match kind {
+        Kind::GradientDescent => Defaults {
+            lr: 0.1,
+            momentum: 0.95,
+            weight_decay: 0.0,
+            lr_grid: &[0.01, 0.02, 0.05, 0.1, 0.2, 0.5],
+        },
+        Kind::AdamW => Defaults {
+            lr: 0.005,
+            momentum: 0.9,
+            weight_decay: 0.01,
+            lr_grid: &[0.001, 0.002, 0.005, 0.01, 0.02],
+        },
+        Kind::Muon { .. } => Defaults {
+            lr: 0.03,
+            momentum: 0.95,
+            weight_decay: 0.1,
+            lr_grid: &[0.005, 0.01, 0.02, 0.03, 0.05],
+        },
     }
 }

@@ -75,7 +75,7 @@ impl RunDirectory {
         Ok((Self(path.to_owned()), config))
     }
 
-    /// For a grid: makes it and tries to write.
+    /// For a grid or a sweep: makes it and tries to write.
     ///
     /// # Errors
     /// It cannot be made or written to.
@@ -85,6 +85,11 @@ impl RunDirectory {
         fs::write(&probe, []).with_context(|| unwritable(path))?;
         fs::remove_file(&probe).with_context(|| unwritable(path))?;
         Ok(Self(path.to_owned()))
+    }
+
+    /// A file of that name in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
     }
 
     /// Where checkpoints go.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::config::{Config, OptimizerConfig};
 use super::defaults;
 use super::metrics::Spread;
-use super::run::Record;
+use super::sweep::journal::Final;
 
 /// What one learning rate gave.
 #[derive(Debug, Clone, Serialize)]
@@ -34,13 +34,14 @@ pub(crate) struct Grid<'a> {
     pub(crate) optimizers: Vec<GridRow>,
 }
 
-/// Every row of the job at every learning rate.
-pub(crate) fn rows(config: &Config) -> Vec<OptimizerConfig> {
+/// Every row of the job at each of these learning rates, or without any at every one of its own grid.
+pub(crate) fn rows(config: &Config, lrs: &[f64]) -> Vec<OptimizerConfig> {
     config
         .optimizers
         .iter()
         .flat_map(|row| {
-            let grid = defaults::of(&row.kind).lr_grid;
+            let own = defaults::of(&row.kind, &config.task).lr_grid;
+            let grid = if lrs.is_empty() { own } else { lrs };
             grid.iter().map(|lr| OptimizerConfig { lr: *lr, ..row.clone() })
         })
         .collect()
@@ -48,13 +49,13 @@ pub(crate) fn rows(config: &Config) -> Vec<OptimizerConfig> {
 
 impl<'a> Grid<'a> {
     /// Puts the record together from the results of [`rows`], in the same order.
-    pub(crate) fn new(config: &'a Config, results: &[(OptimizerConfig, Vec<Record>)]) -> Self {
+    pub(crate) fn new(config: &'a Config, results: &[(OptimizerConfig, Vec<Final>)]) -> Self {
         let mut optimizers: Vec<GridRow> = Vec::new();
         for (row, records) in results {
             let point = GridPoint {
                 lr: row.lr,
-                training_loss: Spread::of(records.iter().map(Record::final_loss)),
-                accuracy: Spread::of(records.iter().map(Record::final_accuracy)),
+                training_loss: Spread::of(records.iter().map(Final::training_loss)),
+                accuracy: Spread::of(records.iter().map(Final::accuracy)),
             };
             match optimizers.last_mut().filter(|r| r.optimizer == row.id()) {
                 Some(r) => r.points.push(point),

@@ -1,13 +1,14 @@
 //! All runs of a job, some at a time, each on its own.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 
 use super::config::{Config, OptimizerConfig};
-use super::data::{self, Samples};
 use super::run::{self, Checkpoints, Outcome, Record, Surroundings};
+use super::spectra::SpectraFile;
+use super::workload::Source;
 use crate::terminal::{Notes, stop_requested};
 
 /// What to run.
@@ -16,77 +17,49 @@ pub(crate) struct Job<'a> {
     /// Rows of the job, or of its grid.
     pub(crate) rows: &'a [OptimizerConfig],
     pub(crate) checkpoints: Option<Checkpoints<'a>>,
+    /// Where singular values of the directions go.
+    pub(crate) spectra: Option<&'a SpectraFile>,
     /// Runs at the same time; no result depends on it.
     pub(crate) jobs: usize,
     pub(crate) notes: &'a Notes,
 }
 
-/// How a job ended.
-pub(crate) enum Results {
-    /// For each row, one record a seed.
-    Finished(Vec<Vec<Record>>),
-    /// Stopped on request.
-    Stopped,
-}
-
 impl Job<'_> {
-    /// Runs every row under every seed.
+    /// For each row, one record a seed; `None` if stopped on request.
     ///
     /// # Errors
     /// The first error of any run; the others stop at their next step.
-    pub(crate) fn run(&self) -> Result<Results> {
-        let all = data::digits()?;
+    pub(crate) fn run(&self) -> Result<Option<Vec<Vec<Record>>>> {
+        let source = Source::load(&self.config.task)?;
         let seeds = &self.config.seeds;
-        let stop = stop_requested();
-        let next = AtomicUsize::new(0);
-        let results: Vec<Mutex<Option<Result<Outcome>>>> =
-            (0..self.rows.len() * seeds.len()).map(|_| Mutex::new(None)).collect();
-        let failed = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..self.jobs.clamp(1, results.len().max(1)) {
-                scope.spawn(|| {
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(slot) = results.get(i) else { break };
-                        if stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed) > 0 {
-                            break;
-                        }
-                        let (row, seed) = (&self.rows[i / seeds.len()], seeds[i % seeds.len()]);
-                        let result = self.one(row, seed, &all);
-                        if result.is_err() {
-                            failed.fetch_add(1, Ordering::Relaxed);
-                        }
-                        if let Ok(mut slot) = slot.lock() {
-                            *slot = Some(result);
-                        }
-                    }
-                });
+        let records = in_parallel(self.rows.len() * seeds.len(), self.jobs, |i, stop| {
+            let row = &self.rows[i / seeds.len()];
+            match self.one(row, seeds[i % seeds.len()], &source, stop)? {
+                Outcome::Finished(record) => Ok(Some(record)),
+                Outcome::Stopped => Ok(None),
             }
-        });
-        let mut records = Vec::with_capacity(results.len());
-        let mut stopped = false;
-        for slot in results {
-            match slot.into_inner().ok().flatten() {
-                Some(Ok(Outcome::Finished(record))) => records.push(record),
-                Some(Err(e)) => return Err(e),
-                Some(Ok(Outcome::Stopped)) | None => stopped = true,
-            }
-        }
-        if stopped {
-            return Ok(Results::Stopped);
-        }
+        })?;
+        let Some(records) = records else { return Ok(None) };
         let mut records = records.into_iter();
-        Ok(Results::Finished(
-            self.rows.iter().map(|_| records.by_ref().take(seeds.len()).collect()).collect(),
-        ))
+        Ok(Some(self.rows.iter().map(|_| records.by_ref().take(seeds.len()).collect()).collect()))
     }
 
-    fn one(&self, row: &OptimizerConfig, seed: u64, all: &Samples) -> Result<Outcome> {
-        let split = data::split(all, seed);
+    /// One run.
+    ///
+    /// # Errors
+    /// Of the run, with its name.
+    pub(crate) fn one(
+        &self,
+        row: &OptimizerConfig,
+        seed: u64,
+        source: &Source,
+        stop: &AtomicBool,
+    ) -> Result<Outcome> {
         let around = Surroundings {
             config: self.config,
             checkpoints: self.checkpoints,
-            stop: stop_requested(),
+            spectra: self.spectra,
+            stop,
         };
         let name = if self.config.seeds.len() > 1 {
             format!("{row}, lr {}, seed {seed}", row.lr)
@@ -94,7 +67,7 @@ impl Job<'_> {
             format!("{row}, lr {}", row.lr)
         };
         let bar = self.notes.bar(&name, self.config.steps as u64);
-        let outcome = run::run(&around, row, seed, &split, |step, loss| {
+        let outcome = run::run(&around, row, seed, source, |step, loss| {
             bar.set_position(step as u64);
             if !loss.is_nan() {
                 bar.set_message(format!("loss {loss:.1e}"));
@@ -105,11 +78,58 @@ impl Job<'_> {
     }
 }
 
-/// Training and held-out samples of a split; the same for every seed.
+/// Results of `work` on `0..count`, in that order, some at a time; `None` if stopped on request.
 ///
 /// # Errors
-/// The embedded data are not what they should be.
-pub(crate) fn sample_counts(config: &Config) -> Result<(usize, usize)> {
-    let split = data::split(&data::digits()?, config.seeds.first().copied().unwrap_or(0));
-    Ok((split.train.len(), split.held_out.len()))
+/// The first error; what runs beside it is told to stop.
+pub(crate) fn in_parallel<T: Send>(
+    count: usize,
+    at_a_time: usize,
+    work: impl Fn(usize, &AtomicBool) -> Result<Option<T>> + Sync,
+) -> Result<Option<Vec<T>>> {
+    let stop = stop_requested();
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let slots: Vec<Mutex<Option<Result<Option<T>>>>> =
+        (0..count).map(|_| Mutex::new(None)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..at_a_time.clamp(1, count.max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(slot) = slots.get(i) else { break };
+                    if stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let result = work(i, stop);
+                    if result.is_err() {
+                        failed.store(true, Ordering::Relaxed);
+                    }
+                    if let Ok(mut slot) = slot.lock() {
+                        *slot = Some(result);
+                    }
+                }
+            });
+        }
+    });
+    let mut results = Vec::with_capacity(count);
+    let mut stopped = false;
+    for slot in slots {
+        match slot.into_inner().ok().flatten() {
+            Some(Ok(Some(result))) => results.push(result),
+            Some(Err(e)) => return Err(e),
+            Some(Ok(None)) | None => stopped = true,
+        }
+    }
+    Ok((!stopped).then_some(results))
+}
+
+/// What there is to train on and what is held out; the same for every seed.
+///
+/// # Errors
+/// Of the task's data.
+pub(crate) fn data_sizes(config: &Config) -> Result<(usize, usize)> {
+    let source = Source::load(&config.task)?;
+    let seed = config.seeds.first().copied().unwrap_or(0);
+    Ok(super::workload::Workload::new(&source, config.batch_size, seed).sizes())
 }

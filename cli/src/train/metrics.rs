@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 
-use super::config::{Config, OptimizerConfig};
+use super::config::{Config, OptimizerConfig, Task};
 use super::run::{Evaluation, Record};
 
-/// The loss whose first reaching is a column of the table.
-pub(crate) const TARGET_LOSS: f64 = 0.1;
+const DIGITS: &str = "UCI Optical Recognition of Handwritten Digits, 1797 samples of 8x8 pixels";
 
 /// The whole record. Everything outside `timing` is the same, bit for bit, whenever the job is repeated or
 /// resumed on the same kind of machine.
@@ -31,7 +30,8 @@ struct Versions {
 
 #[derive(Debug, Serialize)]
 struct Data {
-    source: &'static str,
+    source: String,
+    /// Of a text: bytes.
     training_samples: usize,
     held_out_samples: usize,
 }
@@ -62,11 +62,13 @@ pub(crate) struct Summary {
     #[serde(skip)]
     pub(crate) is_muon: bool,
     pub(crate) lr: f64,
-    /// On all training samples at the end.
+    /// On the training data at the end.
     pub(crate) training_loss: Spread,
-    /// On the held-out samples at the end.
+    /// On the held-out data at the end.
+    pub(crate) held_out_loss: Spread,
+    /// On the held-out data at the end.
     pub(crate) accuracy: Spread,
-    /// Median over seeds of the first evaluated step with a training loss of at most 0.1; absent if fewer
+    /// Median over seeds of the first evaluated step with a training loss of at most the target; absent if fewer
     /// than half of the seeds got there.
     pub(crate) steps_to_target: Option<usize>,
 }
@@ -76,6 +78,7 @@ struct RunRecord<'a> {
     optimizer: String,
     seed: u64,
     final_training_loss: f64,
+    final_held_out_loss: f64,
     final_accuracy: f64,
     evaluations: &'a [Evaluation],
     batch_losses: &'a [f64],
@@ -113,12 +116,15 @@ impl<'a> Metrics<'a> {
         rows: &'a [RowResults<'a>],
         jobs: usize,
     ) -> Self {
-        let summary: Vec<Summary> = rows.iter().map(summarize).collect();
+        let summary: Vec<Summary> = rows.iter().map(|r| summarize(r, config)).collect();
         Self {
             format: "muon train metrics, version 1",
             versions: Versions { cli: env!("CARGO_PKG_VERSION") },
             data: Data {
-                source: "UCI Optical Recognition of Handwritten Digits, 1797 samples of 8x8 pixels",
+                source: match &config.task {
+                    Task::Digits { .. } => DIGITS.to_owned(),
+                    Task::Text { text, .. } => text.to_string(),
+                },
                 training_samples: samples.0,
                 held_out_samples: samples.1,
             },
@@ -132,6 +138,7 @@ impl<'a> Metrics<'a> {
                         optimizer: r.row.id(),
                         seed: *seed,
                         final_training_loss: record.final_loss(),
+                        final_held_out_loss: record.final_held_out_loss(),
                         final_accuracy: record.final_accuracy(),
                         evaluations: &record.evaluations,
                         batch_losses: &record.batch_losses,
@@ -146,9 +153,10 @@ impl<'a> Metrics<'a> {
     }
 }
 
-fn summarize(r: &RowResults<'_>) -> Summary {
+fn summarize(r: &RowResults<'_>, config: &Config) -> Summary {
+    let target = config.task.target_loss();
     let mut reached: Vec<usize> =
-        r.records.iter().map(|r| r.steps_to(TARGET_LOSS).unwrap_or(usize::MAX)).collect();
+        r.records.iter().map(|r| r.steps_to(target).unwrap_or(usize::MAX)).collect();
     reached.sort_unstable();
     Summary {
         optimizer: r.row.id(),
@@ -156,6 +164,7 @@ fn summarize(r: &RowResults<'_>) -> Summary {
         is_muon: r.row.is_muon(),
         lr: r.row.lr,
         training_loss: Spread::of(r.records.iter().map(Record::final_loss)),
+        held_out_loss: Spread::of(r.records.iter().map(Record::final_held_out_loss)),
         accuracy: Spread::of(r.records.iter().map(Record::final_accuracy)),
         steps_to_target: reached.get(reached.len() / 2).copied().filter(|s| *s != usize::MAX),
     }
@@ -213,6 +222,7 @@ mod tests {
             is_muon,
             lr: 0.1,
             training_loss: spread(loss),
+            held_out_loss: spread(loss),
             accuracy: spread(1.0),
             steps_to_target: None,
         }

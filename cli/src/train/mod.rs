@@ -9,23 +9,30 @@ mod jobs;
 mod metrics;
 mod model;
 mod optimizer;
+mod param;
 mod plan;
 mod plot;
 mod rng;
 mod run;
+mod spectra;
 mod store;
+mod sweep;
 mod table;
+mod text;
+mod transformer;
+mod workload;
 
 use std::io::Write as _;
 
 use anyhow::{Context, Result};
 
-use self::config::Config;
+use self::config::{Config, OptimizerConfig};
 use self::directory::RunDirectory;
-use self::jobs::{Job, Results};
+use self::jobs::Job;
 use self::metrics::{Metrics, RowResults};
-use crate::args::TrainArgs;
-use crate::exit::Ended;
+use self::spectra::SpectraFile;
+use crate::args::{DeviceName, TrainArgs};
+use crate::exit::{Ended, usage};
 use crate::terminal::Notes;
 
 /// Runs the command.
@@ -37,42 +44,55 @@ pub(crate) fn train(args: &TrainArgs) -> Result<Ended> {
     if args.lr_grid {
         return lr_grid(args, &notes);
     }
+    if args.sweep {
+        return sweep::sweep(args, &notes);
+    }
     let (directory, config) = if args.resume {
         RunDirectory::resume(&args.out)?
     } else {
         let config = plan::config(args)?;
+        check_spectra(args, &config)?;
         (RunDirectory::start(&args.out, &config, &notes)?, config)
     };
     let rows = config.optimizers.clone();
     let jobs = parallel(args, config.seeds.len() > 1);
     notes.say(&opening(&config, &rows)?);
+    let spectra = spectra(args, &config)?;
     let checkpoints =
         run::Checkpoints { directory: &directory.checkpoints(), every: args.checkpoint_every };
-    let job =
-        Job { config: &config, rows: &rows, checkpoints: Some(checkpoints), jobs, notes: &notes };
-    let results = match job.run()? {
-        Results::Finished(results) => results,
-        Results::Stopped => {
-            notes.say(&format!(
-                "stopped; `muon train --resume{}` goes on from here",
-                directory.out_argument()
-            ));
-            return Ok(Ended::Interrupted);
-        }
+    let job = Job {
+        config: &config,
+        rows: &rows,
+        checkpoints: Some(checkpoints),
+        spectra: spectra.as_ref(),
+        jobs,
+        notes: &notes,
+    };
+    let Some(results) = job.run()? else {
+        notes.say(&format!(
+            "stopped; `muon train --resume{}` goes on from here",
+            directory.out_argument()
+        ));
+        return Ok(Ended::Interrupted);
     };
     let results: Vec<RowResults<'_>> =
         rows.iter().zip(results).map(|(row, records)| RowResults { row, records }).collect();
-    let metrics = Metrics::new(&config, jobs::sample_counts(&config)?, &results, jobs);
+    let metrics = Metrics::new(&config, jobs::data_sizes(&config)?, &results, jobs);
     let json = serde_json::to_string_pretty(&metrics).context("metrics")?;
     directory.write("metrics.json", json.as_bytes())?;
-    let chart = plot::chart(&metrics, &results, config.seeds.len());
+    let chart = plot::chart(&metrics, &results, config.seeds.len(), &config.task);
     directory.write("loss.svg", chart.svg()?.as_bytes())?;
     directory.write("loss.png", &chart.png()?)?;
     let mut stdout = std::io::stdout().lock();
     if args.json {
         writeln!(stdout, "{json}")?;
     } else {
-        writeln!(stdout, "{}\n{}.", table::comparison(&metrics), metrics.finding)?;
+        writeln!(
+            stdout,
+            "{}\n{}.",
+            table::comparison(&metrics, config.task.target_loss()),
+            metrics.finding
+        )?;
     }
     notes.say(&format!("wrote loss.svg, loss.png and metrics.json to {}", directory.display()));
     Ok(Ended::Well)
@@ -80,14 +100,15 @@ pub(crate) fn train(args: &TrainArgs) -> Result<Ended> {
 
 /// Tries every learning rate of every grid.
 fn lr_grid(args: &TrainArgs, notes: &Notes) -> Result<Ended> {
-    let config = plan::config(args)?;
+    let mut config = plan::config(args)?;
+    // Only the end of a run is compared.
+    config.evaluate_every = config.steps;
     let directory = RunDirectory::for_grid(&args.out)?;
-    let rows = grid::rows(&config);
+    let rows = grid::rows(&config, &[]);
     let jobs = parallel(args, true);
-    notes.say(&format!("{} learning rates, {} seeds", rows.len(), config.seeds.len()));
-    let job = Job { config: &config, rows: &rows, checkpoints: None, jobs, notes };
-    let Results::Finished(results) = job.run()? else {
-        notes.say("stopped; a grid is not resumable");
+    let results = sweep::journaled(&config, &rows, &directory, "lr-grid.jsonl", jobs, notes)?;
+    let Some(results) = results else {
+        notes.say("stopped; the same command goes on from here");
         return Ok(Ended::Interrupted);
     };
     let results: Vec<_> = rows.into_iter().zip(results).collect();
@@ -104,24 +125,50 @@ fn lr_grid(args: &TrainArgs, notes: &Notes) -> Result<Ended> {
     Ok(Ended::Well)
 }
 
+/// The file of spectra that the arguments ask for.
+fn spectra(args: &TrainArgs, config: &Config) -> Result<Option<SpectraFile>> {
+    check_spectra(args, config)?;
+    let open = if args.resume { SpectraFile::resume } else { SpectraFile::start };
+    args.record_spectra.as_ref().map(|path| open(path, args.spectra_every)).transpose()
+}
+
+fn check_spectra(args: &TrainArgs, config: &Config) -> Result<()> {
+    if args.record_spectra.is_none() {
+        return Ok(());
+    }
+    if config.device == DeviceName::Reference {
+        return Err(usage("--record-spectra belongs to device `cpu`"));
+    }
+    if !config.optimizers.iter().any(OptimizerConfig::is_muon) {
+        return Err(usage(
+            "--record-spectra: no optimizer of the job is Muon, nothing is orthogonalized",
+        ));
+    }
+    Ok(())
+}
+
 fn parallel(args: &TrainArgs, many: bool) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     args.jobs.unwrap_or(if many { cores.div_ceil(args.threads) } else { 1 })
 }
 
 /// What is about to happen, and which parameters Muon gets.
-fn opening(config: &Config, rows: &[config::OptimizerConfig]) -> Result<String> {
+fn opening(config: &Config, rows: &[OptimizerConfig]) -> Result<String> {
     let mut text = format!(
-        "{} optimizers, {} seed(s), {} steps of {} samples; perceptron 64 → {} → 10",
+        "{} optimizers, {} seed(s), {} steps of {}; {}",
         rows.len(),
         config.seeds.len(),
         config.steps,
-        config.batch_size,
-        config.hidden.iter().map(ToString::to_string).collect::<Vec<_>>().join(" → "),
+        match &config.task {
+            config::Task::Digits { .. } => format!("{} samples", config.batch_size),
+            config::Task::Text { .. } => format!("{} windows", config.batch_size),
+        },
+        config.task.describe(),
     );
     if let Some(row) = rows.iter().find(|r| r.is_muon()) {
-        let model = model::Mlp::new(&config.hidden, 0);
-        let stepper = optimizer::Stepper::new(config, row, &model.params)?;
+        let source = workload::Source::load(&config.task)?;
+        let workload = workload::Workload::new(&source, config.batch_size, 0);
+        let stepper = optimizer::Stepper::new(config, row, workload.params())?;
         text.push_str("\nrouting under ");
         text.push_str(&stepper.routing());
     }

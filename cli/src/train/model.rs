@@ -4,33 +4,8 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
 use super::data::{CLASSES, FEATURES, Samples};
+use super::param::{Param, Score, cross_entropy};
 use super::rng::{Rng, Stream};
-
-/// One parameter by name: a weight `[fan_out, fan_in]`, row-major, or a bias `[fan_out]`.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Param {
-    /// Such as `hidden1.weight`.
-    pub(crate) name: String,
-    /// Its role decides which optimizer gets it.
-    pub(crate) role: Role,
-    /// Two dimensions, or one for a bias.
-    pub(crate) shape: Vec<usize>,
-    /// The numbers.
-    pub(crate) data: Vec<f32>,
-    /// Their gradient after [`Mlp::backward`].
-    pub(crate) grad: Vec<f32>,
-}
-
-/// What a parameter is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// A matrix between layers: what Muon is for.
-    Hidden,
-    /// The last matrix, from the last layer to the classes.
-    Head,
-    /// A vector.
-    Bias,
-}
 
 /// The perceptron with its work space for one batch size.
 #[derive(Debug, Clone)]
@@ -56,16 +31,13 @@ impl Mlp {
         let mut params = Vec::new();
         for (i, pair) in sizes.windows(2).enumerate() {
             let [fan_in, fan_out] = *pair else { continue };
-            let (stem, role) = if i + 1 == layers {
-                ("head".to_owned(), Role::Head)
-            } else {
-                (format!("hidden{}", i + 1), Role::Hidden)
-            };
+            let last = i + 1 == layers;
+            let stem = if last { "head".to_owned() } else { format!("hidden{}", i + 1) };
             let limit = (6.0 / fan_in as f32).sqrt();
             let data = (0..fan_out * fan_in).map(|_| rng.symmetric(limit)).collect();
-            params.push(Param::new(format!("{stem}.weight"), role, vec![fan_out, fan_in], data));
+            params.push(Param::new(format!("{stem}.weight"), vec![fan_out, fan_in], data));
             let zeros = vec![0.0; fan_out];
-            params.push(Param::new(format!("{stem}.bias"), Role::Bias, vec![fan_out], zeros));
+            params.push(Param::new(format!("{stem}.bias"), vec![fan_out], zeros));
         }
         Self { sizes, params, outputs: vec![Vec::new(); layers], deltas: vec![Vec::new(); layers] }
     }
@@ -104,20 +76,11 @@ impl Mlp {
         self.forward(pixels);
         let batch = labels.len();
         let layers = self.outputs.len();
-        let logits = &self.outputs[layers - 1];
-        let delta = &mut self.deltas[layers - 1];
-        delta.clear();
-        let mut loss = 0.0;
-        for (row, label) in logits.chunks_exact(CLASSES).zip(labels) {
-            let label = usize::from(*label);
-            let (max, sum) = softmax_terms(row);
-            loss += f64::from(sum.ln()) - f64::from(row[label] - max);
-            for (class, logit) in row.iter().enumerate() {
-                let p = (logit - max).exp() / sum;
-                let target = f32::from(u8::from(class == label));
-                delta.push((p - target) / batch as f32);
-            }
-        }
+        let targets = labels.iter().map(|l| usize::from(*l));
+        let loss = {
+            let delta = &mut self.deltas[layers - 1];
+            cross_entropy(&self.outputs[layers - 1], CLASSES, targets, delta)
+        };
         for layer in (0..layers).rev() {
             let (fan_in, fan_out) = (self.sizes[layer], self.sizes[layer + 1]);
             let (lower, upper) = self.deltas.split_at_mut(layer);
@@ -152,38 +115,19 @@ impl Mlp {
                 }
             }
         }
-        loss / batch as f64
+        loss
     }
 
     /// Mean cross-entropy and fraction of right answers.
     pub(crate) fn evaluate(&mut self, samples: &Samples) -> (f64, f64) {
         self.forward(&samples.pixels);
         let logits = &self.outputs[self.outputs.len() - 1];
-        let (mut loss, mut right) = (0.0, 0usize);
+        let mut score = Score::default();
         for (row, label) in logits.chunks_exact(CLASSES).zip(&samples.labels) {
-            let label = usize::from(*label);
-            let (max, sum) = softmax_terms(row);
-            loss += f64::from(sum.ln()) - f64::from(row[label] - max);
-            // A tie, or a NaN, is no answer.
-            right +=
-                usize::from(row.iter().enumerate().all(|(c, x)| c == label || *x < row[label]));
+            score.add(row, usize::from(*label));
         }
-        let n = samples.len() as f64;
-        (loss / n, right as f64 / n)
+        score.mean()
     }
-}
-
-impl Param {
-    fn new(name: String, role: Role, shape: Vec<usize>, data: Vec<f32>) -> Self {
-        let grad = vec![0.0; data.len()];
-        Self { name, role, shape, data, grad }
-    }
-}
-
-/// Largest logit, and the sum of exponentials relative to it.
-fn softmax_terms(row: &[f32]) -> (f32, f32) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (max, row.iter().map(|x| (x - max).exp()).sum())
 }
 
 /// One thread: the bits of a run do not depend on how many cores there are.
@@ -227,7 +171,7 @@ mod tests {
         // Biases off zero, so that their part of the forward pass is tested too.
         let mut rng = Rng::new(9, Stream::Init);
         for p in &mut model.params {
-            if p.role == Role::Bias {
+            if p.shape.len() == 1 {
                 p.data.iter_mut().for_each(|b| *b = rng.symmetric(0.3));
             }
         }

@@ -2,13 +2,15 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use muon_cuda::reference::{self, Matrix};
+use muon_cuda::spectrum::SpectrumRecord;
 use muon_cuda::{
     AdamWRule, Counters, Cpu, HostBuffer, Layout, MomentumMode, Muon, MuonConfig, MuonRule,
-    Orthogonalizer, ParamId, ParamSpec, Rule, StateData, StepOptions, StepTensor, UpdateScale,
+    Orthogonalizer, ParamId, ParamSpec, RoutingRule, Rule, StateData, StepOptions, StepTensor,
+    UpdateScale,
 };
 
 use super::config::{Config, Kind, OptimizerConfig};
-use super::model::{Param, Role};
+use super::param::Param;
 use super::store::{Numbers, Stored, Tensors};
 use crate::args::DeviceName;
 
@@ -24,13 +26,15 @@ fn assignments(row: &OptimizerConfig, params: &[Param]) -> Result<Vec<Assignment
     let adamw = |lr, beta1| {
         Rule::from(AdamWRule { lr, beta1, weight_decay: row.weight_decay, ..AdamWRule::default() })
     };
+    let routing = RoutingRule::default();
     params
         .iter()
         .map(|p| {
-            let (group, rule) = match (&row.kind, p.role) {
-                (Kind::GradientDescent, _) => ("all", Rule::from(gradient_descent(row))),
-                (Kind::AdamW, _) => ("all", adamw(row.lr, row.momentum)),
-                (Kind::Muon { method }, Role::Hidden) => {
+            let hidden = routing.route(&p.name, &p.shape).muon;
+            let (group, rule) = match &row.kind {
+                Kind::GradientDescent => ("all", Rule::from(gradient_descent(row))),
+                Kind::AdamW => ("all", adamw(row.lr, row.momentum)),
+                Kind::Muon { method } if hidden => {
                     let orthogonalizer = method.orthogonalizer()?;
                     let rule = MuonRule {
                         lr: row.lr,
@@ -41,9 +45,7 @@ fn assignments(row: &OptimizerConfig, params: &[Param]) -> Result<Vec<Assignment
                     };
                     ("hidden", Rule::from(rule))
                 }
-                (Kind::Muon { .. }, Role::Head | Role::Bias) => {
-                    ("head and biases", adamw(row.adamw_lr, AdamWRule::default().beta1))
-                }
+                Kind::Muon { .. } => ("rest", adamw(row.adamw_lr, AdamWRule::default().beta1)),
             };
             let shape = match *p.shape.as_slice() {
                 [n] if rule.is_muon() => vec![1, n],
@@ -140,6 +142,24 @@ impl Stepper {
         }
     }
 
+    /// Singular values of what the next step will orthogonalize; changes nothing. Empty for the oracle.
+    ///
+    /// # Errors
+    /// Of the library.
+    pub(crate) fn spectra(
+        &mut self,
+        lr_factor: f64,
+        params: &mut [Param],
+    ) -> Result<Vec<SpectrumRecord>> {
+        match self {
+            Self::Cpu(s) => {
+                let (options, tensors) = s.inputs(lr_factor, params);
+                Ok(s.muon.direction_spectra(&options, &tensors)?)
+            }
+            Self::Reference(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Everything that must outlive a step, by name.
     ///
     /// # Errors
@@ -216,14 +236,23 @@ impl CpuStepper {
     }
 
     fn step(&mut self, lr_factor: f64, params: &mut [Param]) -> Result<()> {
-        let options = StepOptions { lr_factor, ..StepOptions::default() };
-        let mut tensors: Vec<StepTensor<'_, Cpu>> = params
+        let (options, mut tensors) = self.inputs(lr_factor, params);
+        self.muon.step(&options, &mut tensors)?;
+        Ok(())
+    }
+
+    /// What a step is called with.
+    fn inputs<'p>(
+        &self,
+        lr_factor: f64,
+        params: &'p mut [Param],
+    ) -> (StepOptions, Vec<StepTensor<'p, Cpu>>) {
+        let tensors = params
             .iter_mut()
             .zip(&self.params)
             .map(|(p, (_, id))| StepTensor::new(*id, &mut p.data, &p.grad))
             .collect();
-        self.muon.step(&options, &mut tensors)?;
-        Ok(())
+        (StepOptions { lr_factor, ..StepOptions::default() }, tensors)
     }
 
     fn save(&mut self, tensors: &mut Tensors) -> Result<()> {

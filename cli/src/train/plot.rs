@@ -1,11 +1,17 @@
 //! The loss curves.
 
+use super::config::Task;
 use super::metrics::{Metrics, RowResults};
 use crate::chart::{Axis, Chart, Line, PALETTE, Scale, Weight};
 
 /// Training loss over steps: faint the loss of each batch (first seed), strong the loss on all training
 /// samples (mean over seeds, as in the table).
-pub(crate) fn chart(metrics: &Metrics<'_>, rows: &[RowResults<'_>], seeds: usize) -> Chart {
+pub(crate) fn chart(
+    metrics: &Metrics<'_>,
+    rows: &[RowResults<'_>],
+    seeds: usize,
+    task: &Task,
+) -> Chart {
     let steps = rows
         .iter()
         .flat_map(|r| &r.records)
@@ -47,15 +53,19 @@ pub(crate) fn chart(metrics: &Metrics<'_>, rows: &[RowResults<'_>], seeds: usize
     let low = ys.iter().copied().fold(f64::INFINITY, f64::min).clamp(1e-12, 1.0);
     let high = ys.iter().copied().fold(0.0, f64::max).clamp(10.0 * low, 1e3);
     let average = if seeds == 1 {
-        "strong: all training samples".to_owned()
+        "strong: all training data".to_owned()
     } else {
-        format!("strong: all training samples, mean of {seeds} seeds")
+        format!("strong: all training data, mean of {seeds} seeds")
     };
     faint.extend(strong);
     Chart {
         title: metrics.finding.clone(),
         subtitle: format!(
-            "Handwritten digits, same split, initialisation and batches; {average}; faint: each batch"
+            "{}, same split, initialisation and batches; {average}; faint: each batch",
+            match task {
+                Task::Digits { .. } => "Handwritten digits",
+                Task::Text { .. } => "Next byte of a text",
+            }
         ),
         x: Axis { title: "step".into(), range: (0.0, steps as f64), scale: Scale::Linear },
         y: Axis {

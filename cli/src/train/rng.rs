@@ -14,6 +14,8 @@ pub(crate) enum Stream {
     Init,
     /// Order of the samples in that epoch.
     Epoch(u64),
+    /// Where the windows of that step's batch start.
+    Windows(u64),
 }
 
 impl Rng {
@@ -23,6 +25,7 @@ impl Rng {
             Stream::Split => 1,
             Stream::Init => 2,
             Stream::Epoch(n) => 3 + n,
+            Stream::Windows(n) => (1 << 63) + n,
         };
         let mut x = split_mix(seed).wrapping_add(split_mix(!tag));
         let state = std::array::from_fn(|_| {
@@ -110,6 +113,8 @@ mod tests {
             first(0, Stream::Epoch(1)),
             first(1, Stream::Split),
             first(1, Stream::Epoch(0)),
+            first(0, Stream::Windows(0)),
+            first(0, Stream::Windows(1)),
         ];
         for (i, a) in all.iter().enumerate() {
             assert!(all[..i].iter().all(|b| a != b), "{all:?}");

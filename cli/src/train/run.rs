@@ -8,19 +8,21 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::config::{Config, OptimizerConfig};
-use super::data::{Batches, FEATURES, Split};
-use super::model::Mlp;
 use super::optimizer::Stepper;
+use super::spectra::SpectraFile;
 use super::store::{Numbers, Stored, Tensors};
+use super::workload::{Scores, Source, Workload};
 
-/// Loss on all training samples and accuracy on the held-out ones after some steps.
+/// Losses and accuracy after some steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Evaluation {
     /// Steps taken.
     pub(crate) step: usize,
-    /// Mean cross-entropy over the training samples, nats.
+    /// Mean cross-entropy over the training data, nats.
     pub(crate) training_loss: f64,
-    /// Fraction of held-out samples that are classified right.
+    /// Mean cross-entropy over the held-out data, nats.
+    pub(crate) held_out_loss: f64,
+    /// Fraction of held-out answers that are right.
     pub(crate) accuracy: f64,
 }
 
@@ -38,12 +40,17 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Loss on all training samples at the end.
+    /// Loss on the training data at the end.
     pub(crate) fn final_loss(&self) -> f64 {
         self.evaluations.last().map_or(f64::NAN, |e| e.training_loss)
     }
 
-    /// Accuracy on the held-out samples at the end.
+    /// Loss on the held-out data at the end.
+    pub(crate) fn final_held_out_loss(&self) -> f64 {
+        self.evaluations.last().map_or(f64::NAN, |e| e.held_out_loss)
+    }
+
+    /// Accuracy on the held-out data at the end.
     pub(crate) fn final_accuracy(&self) -> f64 {
         self.evaluations.last().map_or(f64::NAN, |e| e.accuracy)
     }
@@ -69,6 +76,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) config: &'a Config,
     /// Where checkpoints go; none are kept without it.
     pub(crate) checkpoints: Option<Checkpoints<'a>>,
+    /// Where singular values of the directions go.
+    pub(crate) spectra: Option<&'a SpectraFile>,
     /// Set when the user wants to stop.
     pub(crate) stop: &'a AtomicBool,
 }
@@ -91,50 +100,47 @@ pub(crate) fn run(
     around: &Surroundings<'_>,
     row: &OptimizerConfig,
     seed: u64,
-    data: &Split,
+    source: &Source,
     mut progress: impl FnMut(usize, f64),
 ) -> Result<Outcome> {
     let config = around.config;
-    let mut state = State::new(config, row, seed)?;
-    let path = around
-        .checkpoints
-        .map(|c| c.directory.join(format!("{}-seed{seed}.safetensors", row.id())));
+    let mut state = State::new(config, row, seed, source)?;
+    let name = format!("{}-seed{seed}", row.id());
+    let path = around.checkpoints.map(|c| c.directory.join(format!("{name}.safetensors")));
     if let Some(path) = path.as_ref().filter(|p| p.exists()) {
         state.load(path).with_context(|| format!("checkpoint {}", path.display()))?;
     }
     let lr_schedule = config.lr_schedule()?;
-    let mut batches = Batches::new(seed, data.train.len(), config.batch_size);
-    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     progress(state.step, f64::NAN);
     if state.step == 0 && state.record.evaluations.is_empty() {
-        state.evaluate(data);
+        state.evaluate();
     }
     while state.step < config.steps {
         if around.stop.load(Ordering::Relaxed) {
             state.save(path.as_deref())?;
             return Ok(Outcome::Stopped);
         }
-        pixels.clear();
-        labels.clear();
-        for &i in batches.of_step(state.step) {
-            pixels.extend_from_slice(data.train.row(i));
-            labels.push(data.train.labels[i]);
-        }
-        debug_assert_eq!(pixels.len(), labels.len() * FEATURES);
         let start = Instant::now();
-        let loss = state.model.backward(&pixels, &labels);
+        let loss = state.workload.learn(state.step);
+        let learned = start.elapsed().as_secs_f64();
+        let lr_factor = lr_schedule.factor(state.step as u64);
+        if let Some(spectra) = around.spectra.filter(|s| row.is_muon() && s.due(state.step)) {
+            spectra
+                .append(&name, state.stepper.spectra(lr_factor, state.workload.params_mut())?)?;
+        }
         let before_optimizer = Instant::now();
         state
             .stepper
-            .step(lr_schedule.factor(state.step as u64), &mut state.model.params)
+            .step(lr_factor, state.workload.params_mut())
             .with_context(|| format!("step {}", state.step + 1))?;
-        state.record.optimizer_seconds += before_optimizer.elapsed().as_secs_f64();
-        state.record.step_seconds += start.elapsed().as_secs_f64();
+        let stepped = before_optimizer.elapsed().as_secs_f64();
+        state.record.optimizer_seconds += stepped;
+        state.record.step_seconds += learned + stepped;
         state.record.batch_losses.push(loss);
         state.step += 1;
         let last = state.step == config.steps;
         if last || state.step.is_multiple_of(config.evaluate_every) {
-            state.evaluate(data);
+            state.evaluate();
         }
         let due = around.checkpoints.is_some_and(|c| state.step.is_multiple_of(c.every));
         if last || due {
@@ -149,31 +155,31 @@ pub(crate) fn run(
 struct State {
     /// The job, cut down to this run: a checkpoint of another one is refused.
     identity: Config,
-    model: Mlp,
+    workload: Workload,
     stepper: Stepper,
     step: usize,
     record: Record,
 }
 
 impl State {
-    fn new(config: &Config, row: &OptimizerConfig, seed: u64) -> Result<Self> {
-        let model = Mlp::new(&config.hidden, seed);
-        let stepper = Stepper::new(config, row, &model.params)?;
+    fn new(config: &Config, row: &OptimizerConfig, seed: u64, source: &Source) -> Result<Self> {
+        let workload = Workload::new(source, config.batch_size, seed);
+        let stepper = Stepper::new(config, row, workload.params())?;
         let identity =
             Config { seeds: vec![seed], optimizers: vec![row.clone()], ..config.clone() };
-        Ok(Self { identity, model, stepper, step: 0, record: Record::default() })
+        Ok(Self { identity, workload, stepper, step: 0, record: Record::default() })
     }
 
-    fn evaluate(&mut self, data: &Split) {
-        let (training_loss, _) = self.model.evaluate(&data.train);
-        let (_, accuracy) = self.model.evaluate(&data.held_out);
-        self.record.evaluations.push(Evaluation { step: self.step, training_loss, accuracy });
+    fn evaluate(&mut self) {
+        let Scores { training_loss, held_out_loss, accuracy } = self.workload.evaluate();
+        let step = self.step;
+        self.record.evaluations.push(Evaluation { step, training_loss, held_out_loss, accuracy });
     }
 
     fn save(&mut self, path: Option<&Path>) -> Result<()> {
         let Some(path) = path else { return Ok(()) };
         let mut tensors = Tensors::default();
-        for p in &self.model.params {
+        for p in self.workload.params() {
             tensors.insert(&format!("model.{}", p.name), Numbers::F32(p.data.clone()));
         }
         self.stepper.save(&mut tensors)?;
@@ -184,6 +190,7 @@ impl State {
         let steps = r.evaluations.iter().map(|e| e.step as u64).collect();
         tensors.insert("record.evaluation_steps", Numbers::U64(steps));
         tensors.insert("record.training_losses", Numbers::F64(of(|e| e.training_loss)));
+        tensors.insert("record.held_out_losses", Numbers::F64(of(|e| e.held_out_loss)));
         tensors.insert("record.accuracies", Numbers::F64(of(|e| e.accuracy)));
         let seconds = vec![r.step_seconds, r.optimizer_seconds];
         tensors.insert("record.seconds", Numbers::F64(seconds));
@@ -192,12 +199,13 @@ impl State {
 
     fn load(&mut self, path: &Path) -> Result<()> {
         let tensors = Stored::load(path, &self.identity)?;
-        for p in &mut self.model.params {
+        for p in self.workload.params_mut() {
             p.data = tensors.f32(&format!("model.{}", p.name), p.data.len())?;
         }
         self.stepper.load(&tensors)?;
         self.step = usize::try_from(tensors.scalar("record.step")?)?;
         let losses = tensors.any_f64("record.training_losses")?;
+        let held_out = tensors.f64("record.held_out_losses", losses.len())?;
         let accuracies = tensors.f64("record.accuracies", losses.len())?;
         let steps = tensors.u64("record.evaluation_steps", losses.len())?;
         let seconds = tensors.f64("record.seconds", 2)?;
@@ -205,9 +213,10 @@ impl State {
             batch_losses: tensors.f64("record.batch_losses", self.step)?,
             evaluations: steps
                 .iter()
-                .zip(losses.iter().zip(accuracies))
-                .map(|(&step, (&training_loss, accuracy))| {
-                    Ok(Evaluation { step: usize::try_from(step)?, training_loss, accuracy })
+                .zip(losses.iter().zip(held_out).zip(accuracies))
+                .map(|(&step, ((&training_loss, held_out_loss), accuracy))| {
+                    let step = usize::try_from(step)?;
+                    Ok(Evaluation { step, training_loss, held_out_loss, accuracy })
                 })
                 .collect::<Result<_>>()?,
             step_seconds: seconds[0],

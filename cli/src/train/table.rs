@@ -7,13 +7,14 @@ use super::metrics::{Metrics, Spread};
 use crate::tables::table;
 
 /// One row an optimizer.
-pub(crate) fn comparison(metrics: &Metrics<'_>) -> String {
+pub(crate) fn comparison(metrics: &Metrics<'_>, target_loss: f64) -> String {
     let mut table = table([
         "optimizer",
         "lr",
         "training loss",
+        "held-out loss",
         "held-out accuracy",
-        "steps to loss 0.1",
+        &format!("steps to loss {target_loss}"),
         "ms/step",
         "of it optimizer",
     ]);
@@ -22,6 +23,7 @@ pub(crate) fn comparison(metrics: &Metrics<'_>) -> String {
             Cell::new(&s.label),
             Cell::new(s.lr),
             Cell::new(loss(s.training_loss)),
+            Cell::new(loss(s.held_out_loss)),
             Cell::new(percent(s.accuracy)),
             Cell::new(s.steps_to_target.map_or("not reached".into(), |n| n.to_string())),
             Cell::new(format!("{:.2}", time.step)),
@@ -48,7 +50,8 @@ pub(crate) fn grid(rows: &[GridRow]) -> String {
     table.to_string()
 }
 
-fn loss(s: Spread) -> String {
+/// A loss with its deviation, in powers of ten.
+pub(crate) fn loss(s: Spread) -> String {
     match (s.mean.is_finite(), s.deviation) {
         (false, _) => "diverged".into(),
         (true, Some(d)) => format!("{:.2e} ± {d:.1e}", s.mean),
@@ -56,7 +59,8 @@ fn loss(s: Spread) -> String {
     }
 }
 
-fn percent(s: Spread) -> String {
+/// A fraction with its deviation, in per cent.
+pub(crate) fn percent(s: Spread) -> String {
     let mean = 100.0 * s.mean;
     s.deviation.map_or(format!("{mean:.2} %"), |d| format!("{mean:.2} ± {:.2} %", 100.0 * d))
 }
