@@ -61,6 +61,8 @@ pub use config::{
     Orthogonalizer, Rule, WeightDecayMode,
 };
 pub use cpu::{Cpu, CpuGrad, CpuParamMut, CpuState, CpuWorkspace};
+#[cfg(feature = "cuda")]
+pub use cuda::diagnosis;
 pub use device::{
     AdamWJob, BufferInfo, Counters, Device, HostBuffer, MatrixJob, MuonScalars, StateData,
     StateRule, StateSpec, StepTensor,

@@ -3,6 +3,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod compile;
+pub mod diagnosis;
 pub(crate) mod library;
 pub(crate) mod nvrtc;
 pub(crate) mod options;
