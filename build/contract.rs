@@ -78,11 +78,16 @@ impl Param {
         self.type_name.contains('*')
     }
 
-    /// A pointer through which nothing may be written.
+    /// A pointer to what must not be written: `const` belongs to what the last `*` points to.
     pub(crate) fn is_const_pointer(&self) -> bool {
-        self.type_name
-            .split_once('*')
-            .is_some_and(|(target, _)| target.split_whitespace().any(|word| word == "const"))
+        self.type_name.rsplit_once('*').is_some_and(|(target, _)| {
+            let mut words = target.split_whitespace();
+            if target.contains('*') {
+                words.next_back() == Some("const")
+            } else {
+                words.any(|word| word == "const")
+            }
+        })
     }
 }
 

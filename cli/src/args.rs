@@ -50,6 +50,7 @@ pub(crate) enum Command {
     Schedules(SchedulesArgs),
     Orthogonalize(OrthogonalizeArgs),
     Verify(VerifyArgs),
+    Doctor(DoctorArgs),
     Completions(CompletionsArgs),
 }
 
@@ -374,6 +375,26 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_enum, default_value = "f64", value_name = "NAME")]
     pub(crate) against: AgainstName,
 
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Look for what the CUDA device needs, and say what is missing
+///
+/// Looks for the NVIDIA driver, NVRTC (which compiles the kernels on this machine) with its builtins, and
+/// cublasLt; lists the devices and the cache of compiled kernels. Whatever is missing is said with what to
+/// install. Nothing is changed. The CPU device needs none of it.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  muon doctor
+      a table: what was found where, and what to do about the rest
+  muon doctor --json
+      the same for programs
+
+Exit codes: 0 the CUDA device can be used; 1 something is missing, and the output says what")]
+pub(crate) struct DoctorArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,

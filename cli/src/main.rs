@@ -4,6 +4,7 @@
 
 mod args;
 mod chart;
+mod doctor;
 mod exit;
 mod files;
 mod orthogonalize;
@@ -40,6 +41,7 @@ fn run(command: &Command) -> Result<Ended> {
         Command::Schedules(args) => schedules::schedules(args),
         Command::Orthogonalize(args) => orthogonalize::orthogonalize(args),
         Command::Verify(args) => verify::verify(args),
+        Command::Doctor(args) => doctor::doctor(args),
         Command::Completions(args) => {
             clap_complete::generate(
                 args.shell,

@@ -22,7 +22,7 @@ use super::sources::KernelSource;
 const MAGIC: &str = "muon-cuda kernel 1";
 
 /// What an entry was compiled from and by.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     file_name: String,
     digest: String,

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUresult;
-use cudarc::driver::{CudaContext, CudaFunction, DriverError};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 
 use super::cache::{Cache, Key};
@@ -32,6 +32,9 @@ struct Architecture {
     /// The one compiled for: the device's, or the newest that NVRTC knows.
     target: u32,
 }
+
+/// A module, or the driver's verdict on its image.
+type Loaded = Result<Arc<CudaModule>, CUresult>;
 
 impl Kernels {
     /// Compiles and loads every kernel for the context's device. The caller has been through
@@ -100,34 +103,28 @@ impl Kernels {
         Ok(())
     }
 
-    /// Compiles a source, or takes it from the cache, and has the driver load it. The inner error is
-    /// the driver's verdict on the image.
+    /// Compiles a source, or takes it from the cache, and has the driver load it.
     fn module(
         &mut self,
         context: &Arc<CudaContext>,
         source: &KernelSource,
         cache: &Cache,
         image: Image,
-    ) -> Result<Result<Arc<cudarc::driver::CudaModule>, CUresult>> {
+    ) -> Result<Loaded> {
         let options = options(&self.architecture.name(image)?);
         let key = Key::new(source, &options, image, self.nvrtc);
-        let mut bytes = if let Some(bytes) = cache.get(&key) {
-            self.cached += 1;
-            bytes
-        } else {
-            self.compiled += 1;
-            let name = format!("kernels/{}", source.file);
-            let bytes = nvrtc::compile(source.source, &name, &options, image)?;
-            cache.put(&key, &bytes);
-            bytes
-        };
-        // PTX is text that ends with a NUL; behind machine code one more byte is not looked at.
-        bytes.push(0);
-        match context.load_module(Ptx::from_binary(bytes)) {
-            Ok(module) => Ok(Ok(module)),
-            Err(DriverError(status)) if is_verdict_on_image(status) => Ok(Err(status)),
-            Err(error) => Err(driver_error(error, "loading the module")),
+        if let Some(bytes) = cache.get(&key) {
+            if let Ok(module) = load_image(context, bytes)? {
+                self.cached += 1;
+                return Ok(Ok(module));
+            }
+            // Undamaged, and yet not what this driver takes: compiled again, and overwritten.
         }
+        self.compiled += 1;
+        let name = format!("kernels/{}", source.file);
+        let bytes = nvrtc::compile(source.source, &name, &options, image)?;
+        cache.put(&key, &bytes);
+        load_image(context, bytes)
     }
 
     fn refused(&self, status: CUresult) -> Error {
@@ -218,6 +215,16 @@ fn architecture(context: &CudaContext, nvrtc: (i32, i32)) -> Result<Architecture
     Architecture::choose(device, &nvrtc::supported_architectures()?, nvrtc)
 }
 
+fn load_image(context: &Arc<CudaContext>, mut image: Vec<u8>) -> Result<Loaded> {
+    // PTX is text that ends with a NUL; behind machine code one more byte is not looked at.
+    image.push(0);
+    match context.load_module(Ptx::from_binary(image)) {
+        Ok(module) => Ok(Ok(module)),
+        Err(DriverError(status)) if is_verdict_on_image(status) => Ok(Err(status)),
+        Err(error) => Err(driver_error(error, "loading the module")),
+    }
+}
+
 fn is_verdict_on_image(status: CUresult) -> bool {
     matches!(
         status,
@@ -232,4 +239,4 @@ fn is_verdict_on_image(status: CUresult) -> bool {
 
 #[cfg(test)]
 #[path = "compile_tests.rs"]
-mod tests;
+pub(in crate::cuda) mod tests;

@@ -7,6 +7,7 @@
 mod buffers;
 pub(crate) mod cache;
 pub(crate) mod compile;
+pub mod diagnosis;
 mod execute;
 mod gemm;
 mod launch;

@@ -321,3 +321,7 @@ fn call_out(found: &Found, name: &str, value: &mut c_int) -> c_int {
         function(value)
     }
 }
+
+#[cfg(test)]
+#[path = "preflight_tests.rs"]
+mod tests;

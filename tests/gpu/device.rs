@@ -55,7 +55,11 @@ impl Session {
     pub fn finish(self) {
         if let Some(e) = self.emulator {
             let found = e.finish().unwrap();
-            assert!(found.is_empty(), "{}", found.iter().map(|f| format!("{f}\n")).collect::<String>());
+            assert!(
+                found.is_empty(),
+                "{}",
+                found.iter().map(|f| format!("{f}\n")).collect::<String>()
+            );
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use half::{bf16, f16};
 use muon_cuda::{
-    AdamWRule, Bf16Params, Cpu, Dtype, Layout, MethodChoice, MomentumMode, Muon, MuonConfig, MuonRule, Nesterov,
-    Orthogonalizer, ParamSpec, Precision, StepOptions, StepTensor, WeightDecayMode,
+    AdamWRule, Bf16Params, Cpu, Dtype, Layout, MethodChoice, MomentumMode, Muon, MuonConfig,
+    MuonRule, Nesterov, Orthogonalizer, ParamSpec, Precision, StepOptions, StepTensor,
+    WeightDecayMode,
 };
 
 use crate::device::{Offset, muon, stream, with_device};
@@ -25,7 +26,8 @@ fn gpu(
     let mut p = Offset::new(&stream, param, offset);
     for grad in grads {
         let grad = Offset::new(&stream, grad, offset);
-        muon.step(&StepOptions::default(), &mut [StepTensor::new(id, p.param(), grad.grad())]).unwrap();
+        muon.step(&StepOptions::default(), &mut [StepTensor::new(id, p.param(), grad.grad())])
+            .unwrap();
     }
     p.download()
 }
@@ -41,7 +43,11 @@ fn inputs(shape: [usize; 2], steps: usize, seed: u64) -> (Vec<f32>, Vec<Vec<f32>
 #[test]
 fn steps_meet_the_oracle_in_every_precision_at_every_shape_and_alignment() {
     with_device(1, |_| {
-        for (i, shape) in [[1, 1], [1, 7], [7, 1], [31, 33], [33, 31], [64, 64], [127, 257], [96, 40]].into_iter().enumerate() {
+        for (i, shape) in
+            [[1, 1], [1, 7], [7, 1], [31, 33], [33, 31], [64, 64], [127, 257], [96, 40]]
+                .into_iter()
+                .enumerate()
+        {
             let (param, grads) = inputs(shape, 2, 3 + i as u64);
             for preset in ["jordan", "nonic3_band12"] {
                 let rule = MuonRule { weight_decay: 0.1, ..rule(preset) };
@@ -53,7 +59,10 @@ fn steps_meet_the_oracle_in_every_precision_at_every_shape_and_alignment() {
                     // The CPU device rounds at the same stores, in another order of summation.
                     let cpu = run(&config, &rule, &shape, &param, &grads, 1);
                     let limit = 2.0 * update_error(&cpu, &expected, &param) + 1e-6;
-                    assert!(error <= limit, "{preset} {shape:?} {precision}: {error:e} > {limit:e}");
+                    assert!(
+                        error <= limit,
+                        "{preset} {shape:?} {precision}: {error:e} > {limit:e}"
+                    );
                 }
             }
         }
@@ -87,7 +96,11 @@ fn elementwise_cases() -> Vec<Case> {
                         cases.push(Case {
                             param,
                             grad,
-                            config: MuonConfig { momentum_dtype, bf16_params, ..MuonConfig::default() },
+                            config: MuonConfig {
+                                momentum_dtype,
+                                bf16_params,
+                                ..MuonConfig::default()
+                            },
                             rule: MuonRule {
                                 orthogonalizer: orthogonalizer.clone(),
                                 momentum_mode,
@@ -130,7 +143,11 @@ fn same_bits(case: &Case, shape: [usize; 2], offset: usize) {
                 let grad = $grad(grad);
                 let on_device = Offset::new(&stream, &grad, offset + 1);
                 cpu.step(&options, &mut [StepTensor::new(cpu_id, &mut host, &grad)]).unwrap();
-                gpu.step(&options, &mut [StepTensor::new(gpu_id, device.param(), on_device.grad())]).unwrap();
+                gpu.step(
+                    &options,
+                    &mut [StepTensor::new(gpu_id, device.param(), on_device.grad())],
+                )
+                .unwrap();
             }
             let found = device.download();
             let differs = host.iter().zip(&found).position(|(a, b)| a.to_bits() != b.to_bits());
@@ -140,12 +157,18 @@ fn same_bits(case: &Case, shape: [usize; 2], offset: usize) {
     match (case.param, case.grad) {
         (Dtype::F32, Dtype::F32) => both!(param, |g: &Vec<f32>| g.clone()),
         (Dtype::F32, Dtype::Bf16) => both!(param, |g: &Vec<f32>| to_bf16(g)),
-        (Dtype::F32, _) => both!(param, |g: &Vec<f32>| g.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>()),
+        (Dtype::F32, _) => {
+            both!(param, |g: &Vec<f32>| g.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>())
+        }
         (_, Dtype::F32) => both!(to_bf16(&param), |g: &Vec<f32>| g.clone()),
         (_, Dtype::Bf16) => both!(to_bf16(&param), |g: &Vec<f32>| to_bf16(g)),
-        _ => both!(to_bf16(&param), |g: &Vec<f32>| g.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>()),
+        _ => both!(to_bf16(&param), |g: &Vec<f32>| g
+            .iter()
+            .map(|x| f16::from_f32(*x))
+            .collect::<Vec<_>>()),
     }
-    let (cpu_state, gpu_state) = (cpu.export_state(cpu_id).unwrap(), gpu.export_state(gpu_id).unwrap());
+    let (cpu_state, gpu_state) =
+        (cpu.export_state(cpu_id).unwrap(), gpu.export_state(gpu_id).unwrap());
     assert_eq!(cpu_state, gpu_state, "{:?} {:?} {:?}", case.param, case.grad, case.rule);
 }
 
@@ -223,7 +246,8 @@ fn adamw_produces_the_bits_of_the_cpu_device() {
                         .unwrap();
                     }
                     let found = device.download();
-                    let differs = host.iter().zip(&found).position(|(a, b)| a.to_bits() != b.to_bits());
+                    let differs =
+                        host.iter().zip(&found).position(|(a, b)| a.to_bits() != b.to_bits());
                     assert_eq!(differs, None, "{dtype} {bf16_params:?}");
                 }};
             }
@@ -231,7 +255,11 @@ fn adamw_produces_the_bits_of_the_cpu_device() {
                 Dtype::F32 => both!(start),
                 _ => both!(to_bf16(&start)),
             }
-            assert_eq!(cpu.export_state(ids[1]).unwrap(), gpu.export_state(ids[3]).unwrap(), "{dtype}");
+            assert_eq!(
+                cpu.export_state(ids[1]).unwrap(),
+                gpu.export_state(ids[3]).unwrap(),
+                "{dtype}"
+            );
         }
     });
 }
@@ -241,15 +269,21 @@ fn gram_forms_match_the_cpu_device() {
     with_device(4, |_| {
         let shape = [40, 136];
         let (param, grads) = inputs(shape, 1, 9);
-        for (preset, groups) in [("jordan", vec![3, 2]), ("polar_express_5", vec![2, 2, 1]), ("nonic3_band12", vec![2, 1])] {
+        for (preset, groups) in [
+            ("jordan", vec![3, 2]),
+            ("polar_express_5", vec![2, 2, 1]),
+            ("nonic3_band12", vec![2, 1]),
+        ] {
             let rule = MuonRule { method: MethodChoice::Gram(groups), ..rule(preset) };
             for shape in [shape, [shape[1], shape[0]]] {
                 let expected = oracle(&rule, Layout::OutIn, shape[0], shape[1], &param, &grads);
                 let config = MuonConfig::default();
                 let cpu = run(&config, &rule, &shape, &param, &grads, 1);
                 let found = gpu(&config, &rule, shape, &param, &grads, 0);
-                let (error, limit) =
-                    (update_error(&found, &expected, &param), 2.0 * update_error(&cpu, &expected, &param) + 1e-6);
+                let (error, limit) = (
+                    update_error(&found, &expected, &param),
+                    2.0 * update_error(&cpu, &expected, &param) + 1e-6,
+                );
                 assert!(error <= limit, "{preset} {shape:?}: {error:e} > {limit:e}");
             }
         }

@@ -46,6 +46,8 @@ fn a_complete_contract_is_read() {
     assert_eq!(found[0].params, expected);
     assert!(found[0].params[0].is_const_pointer() && !found[0].params[1].is_const_pointer());
     assert!(found[0].params[1].is_pointer() && !found[0].params[2].is_pointer());
+    assert!(param("t", "u64 * const *").is_const_pointer());
+    assert!(!param("t", "const u64 * *").is_const_pointer());
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod contracts;
 mod flatten;
 mod machine_code;
 #[path = "../../src/cuda/options.rs"]
+#[allow(dead_code, reason = "the library uses more of it")]
 mod options;
 mod signature;
 mod toolchain;

@@ -2,9 +2,10 @@
 //!
 //! The form of `operands`: groups separated by `·`, each a list of names, optionally with an extent in
 //! brackets, then `of the PARAMETER` if they are pointers in the table that this parameter points to,
-//! then `in`, `out` or `in/out`. Every pointer parameter is named; scalars passed by value may be.
+//! then `in`, `out` or `in/out`. What a parameter's pointers point to is `the PARAMETER`. Every pointer
+//! parameter is named; scalars passed by value may be.
 
-use crate::contract::{Entry, without_comments};
+use crate::contract::{Entry, Param, without_comments};
 use crate::{kernel_files, report};
 
 /// One operand of a contract.
@@ -33,6 +34,11 @@ pub(crate) fn operands(entry: &Entry) -> Result<Vec<Operand>, String> {
             Some((names, via)) => (names, Some(via.trim().to_owned())),
             None => (names, None),
         };
+        if let Some(table) = names.strip_prefix("the ") {
+            let (name, via) = ("*".to_owned(), Some(table.trim().to_owned()));
+            operands.push(Operand { name, via, read, written });
+            continue;
+        }
         for name in without_extents(names).split(',') {
             let name = name.split_whitespace().next().unwrap_or_default().to_owned();
             if name.is_empty() {
@@ -63,6 +69,11 @@ pub(crate) fn problems(entry: &Entry, source: &str) -> Vec<String> {
         Err(problem) => return vec![problem],
     };
     let mut problems = Vec::new();
+    for (i, operand) in operands.iter().enumerate() {
+        if operands.iter().take(i).any(|o| (&o.name, &o.via) == (&operand.name, &operand.via)) {
+            problems.push(format!("operand `{}` is named twice", operand.name));
+        }
+    }
     for param in entry.params.iter().filter(|param| param.is_pointer()) {
         let direct = operands.iter().any(|o| o.via.is_none() && o.name == param.name);
         let table = operands.iter().any(|o| o.via.as_deref() == Some(&param.name));
@@ -76,7 +87,15 @@ pub(crate) fn problems(entry: &Entry, source: &str) -> Vec<String> {
             problems.push(format!("operand `{host}` is no parameter"));
             continue;
         };
-        let (is_const, place) = if operand.via.is_some() {
+        let (is_const, place) = if operand.name == "*" {
+            let pointee = param.type_name.rsplit_once('*').map_or("", |(pointee, _)| pointee);
+            let pointee = Param { name: host.to_owned(), type_name: pointee.to_owned() };
+            if !pointee.is_pointer() {
+                problems.push(format!("`{host}` does not point to pointers"));
+                continue;
+            }
+            (pointee.is_const_pointer(), format!("what the pointers of `{host}` point to"))
+        } else if operand.via.is_some() {
             let type_name = param.type_name.replace("const", " ").replace('*', " ");
             match pointer_field(source, type_name.trim(), &operand.name) {
                 Some(is_const) => (is_const, format!("`{}::{}`", type_name.trim(), operand.name)),
@@ -150,6 +169,8 @@ mod tests {
             ),
             [""; 0]
         );
+        let pointers = "u64* const* lists, const float* const* rows";
+        assert_eq!(check("lists, rows in · the lists in/out · the rows in", pointers), [""; 0]);
         // A writable pointer of a table may be read alone; scalars may be named.
         assert_eq!(check("t, n in · g, m of the rows in · out out", params), [""; 0]);
     }
@@ -165,6 +186,9 @@ mod tests {
             ("g of the rows out", "const Row* rows", "`Row::g` is const"),
             ("n of the rows out", "const Row* rows", "`n` is no pointer in `Row`"),
             ("g of the nothing in", params, "operand `nothing` is no parameter"),
+            ("g, g in · m out", params, "operand `g` is named twice"),
+            ("g in · m in/out · the m out", params, "`m` does not point to pointers"),
+            ("g in · the g out", "const float* const* g", "point to is const"),
             ("g in · m", params, "must end with in, out or in/out"),
         ] {
             let found = check(operands, params).join("\n");

@@ -1,0 +1,254 @@
+//! Every absence, planted: child processes whose loader finds stand-ins made by `cc`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+use crate::cuda::compile::tests::{emulator, target};
+use crate::cuda::diagnosis::compile_nothing;
+
+const CHILD: &str = "MUON_TEST_PREFLIGHT";
+
+/// What a child process found: `usable`, or the error's kind, status and text.
+#[test]
+fn child() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let text = match check().and_then(|()| compile_nothing()) {
+        Ok(()) => "usable".to_owned(),
+        Err(e) => {
+            let kind = if e.is_cuda_unavailable() { "unavailable" } else { "other" };
+            format!("{kind} {:?} {e}", e.cuda_status())
+        }
+    };
+    println!("found: {text}");
+}
+
+/// Checks in a process whose loader looks into this directory first.
+fn check_in(directory: &Path) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "cuda::preflight::tests::child", "--nocapture"])
+        .env(CHILD, "1")
+        .env("LD_LIBRARY_PATH", directory)
+        .output()
+        .unwrap();
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "the child panicked: {out}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let found = out.split_once("found: ").unwrap_or_else(|| panic!("{out}")).1;
+    found.split_once("\ntest ").map_or(found, |(found, _)| found).trim().to_owned()
+}
+
+/// Makes a library with these functions; the bodies of some are given.
+fn plant(directory: &Path, file: &str, symbols: &[&str], bodies: &[(&str, &str)]) {
+    let mut code = String::new();
+    for symbol in symbols {
+        let body = bodies.iter().find(|(name, _)| name == symbol).map_or("return 0;", |(_, b)| b);
+        writeln!(code, "int {symbol}(int *a, int *b) {{ (void)a; (void)b; {body} }}").unwrap();
+    }
+    let source = directory.join("stand-in.c");
+    std::fs::write(&source, code).unwrap();
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(directory.join(file)).arg(&source);
+    let output = compiler.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+const GOOD_DRIVER: &[(&str, &str)] =
+    &[("cuDriverGetVersion", "*a = 13000; return 0;"), ("cuDeviceGetCount", "*a = 1; return 0;")];
+const GOOD_NVRTC: &[(&str, &str)] = &[("nvrtcVersion", "*a = 13; *b = 0; return 0;")];
+
+fn plant_driver(directory: &Path, bodies: &[(&str, &str)]) {
+    // Under the first name that is looked for, so that a real driver is not found.
+    plant(directory, "libcuda.so", DRIVER_SYMBOLS, &[bodies, GOOD_DRIVER].concat());
+}
+
+fn plant_nvrtc(directory: &Path, bodies: &[(&str, &str)]) {
+    plant(directory, "libnvrtc.so", NVRTC_SYMBOLS, &[bodies, GOOD_NVRTC].concat());
+}
+
+/// An error of the right kind that says each of these.
+fn expect(found: &str, status: Option<i32>, parts: &[&str]) {
+    assert!(found.starts_with(&format!("unavailable {status:?} ")), "{status:?}: {found}");
+    for part in parts {
+        assert!(found.contains(part), "no `{part}` in {found}");
+    }
+}
+
+/// Whether the loader finds this library without our help, as on a machine with CUDA.
+fn installed(library: &str) -> bool {
+    let list = Command::new("ldconfig")
+        .arg("-p")
+        .output()
+        .or_else(|_| Command::new("/sbin/ldconfig").arg("-p").output());
+    list.is_ok_and(|list| String::from_utf8_lossy(&list.stdout).contains(library))
+}
+
+#[test]
+fn nothing_at_all() {
+    if installed("libcuda.so") {
+        println!("not tested: this machine has a driver");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let found = check_in(directory.path());
+    expect(&found, None, &["libcuda) was not found", "install NVIDIA's driver, version 525"]);
+}
+
+#[test]
+fn a_file_that_is_no_library() {
+    if installed("libcuda.so") {
+        println!("not tested: this machine has a driver");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(
+        directory.path().join("libcuda.so.1"),
+        "not a library, and long enough for a header: ".repeat(9),
+    )
+    .unwrap();
+    let found = check_in(directory.path());
+    expect(
+        &found,
+        None,
+        &["cannot be loaded (", "libcuda.so.1: invalid ELF header", "install NVIDIA's driver"],
+    );
+}
+
+#[test]
+fn a_driver_that_lacks_a_function() {
+    for lacking in ["cuInit", "cuMemAllocAsync", "cuGraphUpload"] {
+        let directory = tempfile::tempdir().unwrap();
+        let symbols: Vec<&str> =
+            DRIVER_SYMBOLS.iter().copied().filter(|symbol| *symbol != lacking).collect();
+        plant(directory.path(), "libcuda.so", &symbols, GOOD_DRIVER);
+        let found = check_in(directory.path());
+        let path = directory.path().join("libcuda.so").display().to_string();
+        expect(&found, None, &[&path, &format!("lacks `{lacking}` (a stub"), "LD_LIBRARY_PATH"]);
+    }
+}
+
+#[test]
+fn a_driver_that_does_not_start() {
+    for (body, status, parts) in [
+        ("return 34;", 34, ["toolkit's stub", "install NVIDIA's driver"]),
+        ("return 100;", 100, ["finds no device", "CUDA_VISIBLE_DEVICES"]),
+        ("return 803;", 803, ["do not fit together", "reboot"]),
+        ("return 802;", 802, ["not ready", "nvidia-fabricmanager"]),
+        ("return 999;", 999, ["cuInit returned 999", "nvidia-smi"]),
+        // A number that this build has no name for.
+        ("return 4242;", 4242, ["cuInit returned 4242", "nvidia-smi"]),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        plant_driver(directory.path(), &[("cuInit", body)]);
+        expect(&check_in(directory.path()), Some(status), &parts);
+    }
+}
+
+#[test]
+fn a_driver_without_a_device() {
+    let directory = tempfile::tempdir().unwrap();
+    plant_driver(directory.path(), &[("cuDeviceGetCount", "*a = 0; return 0;")]);
+    expect(&check_in(directory.path()), Some(100), &["finds no device"]);
+}
+
+#[test]
+fn a_driver_that_is_too_old() {
+    let directory = tempfile::tempdir().unwrap();
+    plant_driver(directory.path(), &[("cuDriverGetVersion", "*a = 11080; return 0;")]);
+    let found = check_in(directory.path());
+    expect(&found, None, &["too old: it supports CUDA 11.8, needed is 12.0", "version 525"]);
+}
+
+#[test]
+fn nvrtc_absent_incomplete_or_old() {
+    let install = "pip install nvidia-cuda-nvrtc";
+    let directory = tempfile::tempdir().unwrap();
+    plant_driver(directory.path(), &[]);
+    if !installed("libnvrtc.so") {
+        expect(&check_in(directory.path()), None, &["NVRTC (libnvrtc)", "was not found", install]);
+    }
+    plant(directory.path(), "libnvrtc.so", &["nvrtcVersion"], GOOD_NVRTC);
+    expect(
+        &check_in(directory.path()),
+        None,
+        &["no NVRTC", "lacks `nvrtcGetNumSupportedArchs`", install],
+    );
+    plant_nvrtc(directory.path(), &[("nvrtcVersion", "*a = 11; *b = 8; return 0;")]);
+    expect(&check_in(directory.path()), None, &["too old: version 11.8, needed is 12.0", install]);
+}
+
+#[test]
+fn cublas_lt_absent_or_incomplete() {
+    let install = "pip install nvidia-cublas";
+    let directory = tempfile::tempdir().unwrap();
+    plant_driver(directory.path(), &[]);
+    plant_nvrtc(directory.path(), &[]);
+    if !installed("libcublasLt.so") {
+        expect(
+            &check_in(directory.path()),
+            None,
+            &["cublasLt (libcublasLt)", "was not found", install],
+        );
+    }
+    plant(directory.path(), "libcublasLt.so", &["cublasLtCreate"], &[]);
+    expect(&check_in(directory.path()), None, &["lacks `cublasLtDestroy`", install]);
+}
+
+/// Puts the real NVRTC, or its builtins, into a directory.
+fn plant_real(directory: &Path, prefix: &str) {
+    let from = target().join("cuda-python/nvidia/cu13/lib");
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        let name = file.file_name().into_string().unwrap();
+        if name.starts_with(prefix) && !name.contains(".alt.") {
+            // Copied: NVRTC would find its builtins beside the target of a symbolic link, and a hard
+            // link would let a later write reach the original.
+            std::fs::copy(file.path(), directory.join(&name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn nvrtc_without_its_builtins_and_a_complete_installation() {
+    // Fetches NVRTC, and keeps others from loading meanwhile.
+    let _emulator = emulator(cuda_emulator::Config::default());
+    let directory = tempfile::tempdir_in(target()).unwrap();
+    plant_driver(directory.path(), &[]);
+    plant(directory.path(), "libcublasLt.so", CUBLAS_LT_SYMBOLS, &[]);
+    plant_real(directory.path(), "libnvrtc.so");
+    let found = check_in(directory.path());
+    expect(
+        &found,
+        Some(7),
+        &["does not find its builtins", "libnvrtc-builtins", "reinstall NVRTC"],
+    );
+    plant_real(directory.path(), "libnvrtc-builtins.so");
+    assert_eq!(check_in(directory.path()), "usable");
+}
+
+/// Errors print without a driver: cudarc's own printing would panic.
+#[test]
+fn errors_print_without_asking_the_driver() {
+    use cudarc::cublaslt::{result::CublasError, sys::cublasStatus_t};
+    use cudarc::driver::{DriverError, sys::CUresult};
+    let error = driver_error(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY), "allocating 3 bytes");
+    assert!(error.is_out_of_memory() && error.is_device() && error.cuda_status() == Some(2));
+    assert_eq!(
+        error.to_string(),
+        "allocating 3 bytes: CUDA driver: CUDA_ERROR_OUT_OF_MEMORY (2); free device memory, or lower \
+         the workspace limit"
+    );
+    let error = driver_error(DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS), "x").context("y");
+    assert!(!error.is_out_of_memory() && error.cuda_status() == Some(700), "{error:?}");
+    assert!(error.to_string().contains("start it anew"));
+    let error = cublas_error(CublasError(cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED), "x");
+    assert!(error.is_out_of_memory() && error.cuda_status() == Some(3));
+    let error = cublas_error(CublasError(cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED), "x");
+    assert!(!error.is_out_of_memory() && error.cuda_status() == Some(15));
+}
