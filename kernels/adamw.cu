@@ -108,11 +108,11 @@ extern "C" __global__ void __launch_bounds__(256) adamw_prepare(
 //   launcher     src/cuda/launch.rs::adamw_apply        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(256) adamw_apply(
     const u32* tile_tensor, const Tensor* tensors, const AdamWStep* steps, const float* grad_scale) {
-  const u32 index = load_index(tile_tensor, blockIdx.x);
+  const u32 index = load_entry(tile_tensor, blockIdx.x);
   const Tensor& t = load_entry(tensors, index);
-  const AdamWStep s = steps[index];
+  const AdamWStep s = load_entry(steps, index);
   if (!s.finite) return;
-  const float scale = *grad_scale;
+  const float scale = load_entry(grad_scale, 0);
   const usize begin = (usize)(blockIdx.x - t.first_tile) * TILE;
   const usize n = t.len - begin < TILE ? t.len - begin : TILE;
   const u32 grad_type = dtype(t.kind, GRAD_SHIFT), param_type = dtype(t.kind, PARAM_SHIFT);

@@ -28,10 +28,10 @@ __device__ inline float direction(float g, float m, const Scalars& s, bool neste
 extern "C" __global__ void __launch_bounds__(256) direction_scan(
     const u32* tile_matrix, const Matrix* matrices, const Scalars* scalars, const float* grad_scale,
     double* partial) {
-  const u32 index = load_index(tile_matrix, blockIdx.x);
+  const u32 index = load_entry(tile_matrix, blockIdx.x);
   const Matrix& m = load_entry(matrices, index);
-  const Scalars s = scalars[index];
-  const float scale = *grad_scale;
+  const Scalars s = load_entry(scalars, index);
+  const float scale = load_entry(grad_scale, 0);
   const u32 grad_type = dtype(m.kind, GRAD_SHIFT), momentum_type = dtype(m.kind, MOMENTUM_SHIFT);
   const bool nesterov = m.kind & NESTEROV;
   double sum = 0;
@@ -75,11 +75,11 @@ extern "C" __global__ void __launch_bounds__(256) direction_scan(
 extern "C" __global__ void __launch_bounds__(256) momentum_blend(
     const u32* tile_matrix, const Matrix* matrices, const Scalars* scalars, const Norm* norms,
     const float* grad_scale) {
-  const u32 index = load_index(tile_matrix, blockIdx.x);
+  const u32 index = load_entry(tile_matrix, blockIdx.x);
   const Matrix& m = load_entry(matrices, index);
-  const Scalars s = scalars[index];
-  const Norm norm = norms[index];
-  const float scale = *grad_scale;
+  const Scalars s = load_entry(scalars, index);
+  const Norm norm = load_entry(norms, index);
+  const float scale = load_entry(grad_scale, 0);
   const u32 grad_type = dtype(m.kind, GRAD_SHIFT), momentum_type = dtype(m.kind, MOMENTUM_SHIFT);
   const u32 iterate_type = dtype(m.kind, ITERATE_SHIFT);
   const bool nesterov = m.kind & NESTEROV;

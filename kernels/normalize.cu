@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(32) norm_finish(
 //   launcher     src/cuda/launch.rs::update_check        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(256) update_check(
     const u32* tile_matrix, const Matrix* matrices, double* partial) {
-  const u32 index = load_index(tile_matrix, blockIdx.x);
+  const u32 index = load_entry(tile_matrix, blockIdx.x);
   const Matrix& m = load_entry(matrices, index);
   const usize begin = (usize)(blockIdx.x - m.first_tile) * TILE, len = m.rows * m.cols;
   const usize n = len - begin < TILE ? len - begin : TILE;
@@ -107,12 +107,12 @@ extern "C" __global__ void __launch_bounds__(32) update_verdict(
 //   launcher     src/cuda/launch.rs::gradient_sum        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(256) gradient_sum(
     const u32* tile_span, const Span* spans, const float* factor, double* partial) {
-  const u32 index = load_index(tile_span, blockIdx.x);
+  const u32 index = load_entry(tile_span, blockIdx.x);
   const Span& s = load_entry(spans, index);
   const usize begin = (usize)(blockIdx.x - s.first_tile) * TILE;
   const usize n = s.len - begin < TILE ? s.len - begin : TILE;
   const u32 type = dtype(s.kind, GRAD_SHIFT);
-  const float scale = *factor;
+  const float scale = load_entry(factor, 0);
   const Operand grad = at(s.grad, type, begin);
   const Operand operands[1] = {grad};
   double sum = 0;

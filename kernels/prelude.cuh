@@ -216,22 +216,15 @@ __device__ inline void for_pieces(const Matrix& m, usize tile, Work work) {
   }
 }
 
-// A table entry into shared memory, word by word; all threads must call, and get the same reference.
+// A table entry into shared memory, word by word, so that it is read once a block and not once a thread; all threads
+// must call, and get the same reference. Each type has its own place.
 template <class T>
 __device__ inline const T& load_entry(const T* entries, u32 index) {
-  static_assert(sizeof(T) % 8 == 0 && sizeof(T) / 8 <= BLOCK, "one word a thread");
-  __shared__ u64 words[sizeof(T) / 8];
-  if (threadIdx.x < sizeof(T) / 8) words[threadIdx.x] = ((const u64*)(entries + index))[threadIdx.x];
+  static_assert(sizeof(T) % 4 == 0 && sizeof(T) / 4 <= BLOCK && alignof(T) <= 8, "one word a thread");
+  __shared__ u64 words[(sizeof(T) + 7) / 8];
+  if (threadIdx.x < sizeof(T) / 4) ((u32*)words)[threadIdx.x] = ((const u32*)(entries + index))[threadIdx.x];
   __syncthreads();
   return *(const T*)words;
-}
-
-// One number for the whole block, read by one thread; all threads must call.
-__device__ inline u32 load_index(const u32* indices, u32 index) {
-  __shared__ u32 value;
-  if (threadIdx.x == 0) value = indices[index];
-  __syncthreads();
-  return value;
 }
 
 // Sum over a warp in a fixed order; all lanes must call and get the result.

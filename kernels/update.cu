@@ -17,10 +17,10 @@
 //   launcher     src/cuda/launch.rs::update_apply        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(256) update_apply(
     const u32* tile_matrix, const Matrix* matrices, const Scalars* scalars, const Norm* norms) {
-  const u32 index = load_index(tile_matrix, blockIdx.x);
+  const u32 index = load_entry(tile_matrix, blockIdx.x);
   const Matrix& m = load_entry(matrices, index);
-  const Scalars s = scalars[index];
-  const bool finite = norms[index].finite;
+  const Scalars s = load_entry(scalars, index);
+  const bool finite = load_entry(norms, index).finite;
   if (blockIdx.x == m.first_tile && threadIdx.x == 0) {
     m.counters[1 + m.matrix] += finite ? 0 : 1;
     m.counters[1 + m.matrices + m.matrix] = finite ? 1 : 0;

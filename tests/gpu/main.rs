@@ -9,6 +9,7 @@
     reason = "a test fails by panicking and reports what it measured"
 )]
 
+mod costs;
 mod device;
 mod step;
 #[path = "../support/mod.rs"]
