@@ -55,6 +55,8 @@ pub(crate) enum ErrorKind {
     Unsupported(String),
     #[error("{0}")]
     Device(String),
+    #[error("an earlier step was interrupted and the optimizer is torn: {0}")]
+    Torn(String),
     /// No CUDA on this machine, or not enough of it.
     #[error("{message}")]
     #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "constructed by the CUDA device"))]
@@ -253,6 +255,16 @@ impl Error {
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Unsupported(_))
+    }
+
+    pub(crate) fn torn(why: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Torn(why.into()))
+    }
+
+    /// An optimizer that an interrupted step left torn; restore a checkpoint.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Torn(_))
     }
 
     /// A failure of the device itself, a failed call of the CUDA libraries included.

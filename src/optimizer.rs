@@ -266,6 +266,37 @@ pub struct Muon<D: Device> {
     positions: Vec<Option<usize>>,
     planned: Option<Planned<D>>,
     scratch: Scratch,
+    /// Set by a step that was interrupted half-way.
+    torn: Option<String>,
+}
+
+/// How far a step came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stage {
+    /// Nothing was committed.
+    #[default]
+    Clean,
+    /// Between pass A and pass B of a chunk.
+    Within {
+        /// Which one.
+        chunk: usize,
+    },
+    /// Pass B of a chunk is enqueued, the steps are not counted.
+    After {
+        /// Which one.
+        chunk: usize,
+    },
+    /// Every matrix has stepped and was counted; AdamW comes next.
+    Counted,
+}
+
+/// Up to eight names, and how many more.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        [..] if names.len() <= 8 => format!("`{}`", names.join("`, `")),
+        [..] => format!("`{}` and {} more", names[..8].join("`, `"), names.len() - 8),
+    }
 }
 
 #[derive(Debug)]
@@ -283,6 +314,7 @@ struct Scratch {
     jobs: Vec<MatrixJob>,
     adamw: Vec<AdamWJob>,
     muon_params: Vec<usize>,
+    stage: Stage,
 }
 
 impl<D: Device> Muon<D> {
@@ -302,6 +334,7 @@ impl<D: Device> Muon<D> {
             positions: Vec::new(),
             planned: None,
             scratch: Scratch::default(),
+            torn: None,
         })
     }
 
@@ -399,13 +432,16 @@ impl<D: Device> Muon<D> {
     /// Nothing changes when one of these is returned: an option outside its range, an unknown or repeated
     /// parameter, overlapping memory, a length or dtype that is not the registered one, no parameter (or a
     /// whole group of none) under the Muon rule, or, with [`NonFinite::Error`], a gradient that is not finite.
-    /// A failure of the device can leave a step unfinished; its documentation says what holds then.
+    /// When the device fails in the middle of a step, the error lists which parameters stepped and which took half a
+    /// step; if there are any of those, [`Muon::torn`] says so and every later step and export is refused until
+    /// [`Muon::restore`].
     pub fn step(
         &mut self,
         options: &StepOptions,
         tensors: &mut [StepTensor<'_, D>],
     ) -> Result<StepReport> {
         options.validate().context(|| "step options")?;
+        self.refuse_torn()?;
         self.prepare_plan()?;
         self.match_tensors(tensors)?;
         if options.found_non_finite == FoundNonFinite::Yes {
@@ -422,7 +458,19 @@ impl<D: Device> Muon<D> {
             untouched: self.scratch.tensor_of_param.iter().filter(|t| t.is_none()).count(),
             ..StepReport::default()
         };
-        let Some(planned) = &mut self.planned else { return Ok(report) };
+        self.scratch.stage = Stage::Clean;
+        let Err(error) = self.run_stages(options, tensors, &mut report) else { return Ok(report) };
+        Err(self.interrupted(error))
+    }
+
+    /// The stages of a step, in order; `scratch.stage` says how far it came.
+    fn run_stages(
+        &mut self,
+        options: &StepOptions,
+        tensors: &mut [StepTensor<'_, D>],
+        report: &mut StepReport,
+    ) -> Result<()> {
+        let Some(planned) = &mut self.planned else { return Ok(()) };
         let (plan, workspace) = (&planned.plan, &mut planned.workspace);
         let scratch = &mut self.scratch;
 
@@ -430,12 +478,15 @@ impl<D: Device> Muon<D> {
         for chunk in 0..plan.chunks() {
             chunk_jobs(scratch, plan, &self.params, &self.groups, chunk, options.lr_factor);
             let jobs = &scratch.jobs;
+            // A failed pass A has committed nothing: what commits is the last thing that it enqueues.
             self.device.pass_a(plan, jobs, tensors, &mut self.states, workspace)?;
+            scratch.stage = Stage::Within { chunk };
             for same_bucket in jobs.chunk_by(|a, b| a.bucket == b.bucket) {
                 let active = same_bucket.len();
                 self.device.orthogonalize(plan, same_bucket[0].bucket, active, workspace)?;
             }
             self.device.pass_b(plan, jobs, tensors, &mut self.states, workspace)?;
+            scratch.stage = Stage::After { chunk };
             report.orthogonalized += jobs.len();
         }
 
@@ -450,10 +501,80 @@ impl<D: Device> Muon<D> {
                 Rule::Muon(_) => scratch.muon_params.push(position),
             }
         }
-        self.device.adamw(&scratch.adamw, tensors, &mut self.states)?;
         self.device.finish_step(&scratch.muon_params, &mut self.states)?;
+        scratch.stage = Stage::Counted;
+        self.device.adamw(&scratch.adamw, tensors, &mut self.states)?;
         report.adamw = scratch.adamw.len();
-        Ok(report)
+        Ok(())
+    }
+
+    /// What a device failure in the middle of a step means: which parameters stepped, which did not, and which are
+    /// torn. Those make the optimizer refuse to go on.
+    fn interrupted(&mut self, error: Error) -> Error {
+        let stage = self.scratch.stage;
+        if stage == Stage::Clean {
+            return error.context("step (no parameter and no state was changed)");
+        }
+        let mut stepped = Vec::new();
+        let mut torn = Vec::new();
+        for (position, param) in self.params.iter().enumerate() {
+            if self.scratch.tensor_of_param[position].is_none() {
+                continue;
+            }
+            let name = param.spec.name.as_str();
+            match (&self.groups[param.group].rule, stage) {
+                (Rule::Muon(_), Stage::Counted) => stepped.push(name),
+                // The device may have applied AdamW to some tensors of its one launch, or counted steps.
+                (Rule::AdamW(_), Stage::Counted) => torn.push(name),
+                (Rule::AdamW(_), _) => {}
+                (Rule::Muon(_), _) => {
+                    // Step counts come last, so a parameter that is through its chunks is torn as well.
+                    if self.was_touched(position, stage) {
+                        torn.push(name);
+                    }
+                }
+            }
+        }
+        let message = format!(
+            "step interrupted; stepped: {}; half stepped: {}; the others did not step. Restore parameters and state \
+             from a checkpoint",
+            listed(&stepped),
+            listed(&torn)
+        );
+        if !torn.is_empty() {
+            self.torn = Some(format!("{message}. The cause was: {error}"));
+        }
+        error.context(message)
+    }
+
+    /// Whether a parameter has a matrix in a chunk that pass A committed.
+    fn was_touched(&self, position: usize, stage: Stage) -> bool {
+        let last = match stage {
+            Stage::Clean => return false,
+            Stage::Within { chunk } | Stage::After { chunk } => chunk,
+            Stage::Counted => usize::MAX,
+        };
+        let Some(planned) = &self.planned else { return false };
+        let chunks = planned.plan.chunks();
+        planned.plan.buckets().iter().any(|bucket| {
+            (0..chunks)
+                .take_while(|chunk| *chunk <= last)
+                .any(|chunk| Plan::segment(bucket, chunk).iter().any(|m| m.param == position))
+        })
+    }
+
+    /// Why the optimizer refuses to go on, if an earlier step was interrupted: some parameters took half a step.
+    /// [`Muon::restore`] ends it; restore the parameters too.
+    #[must_use]
+    pub fn torn(&self) -> Option<&str> {
+        self.torn.as_deref()
+    }
+
+    fn refuse_torn(&self) -> Result<()> {
+        match &self.torn {
+            None => Ok(()),
+            Some(why) => Err(Error::torn(why)),
+        }
     }
 
     /// Singular values of what [`Muon::step`] with the same arguments would orthogonalize; changes nothing.
@@ -680,6 +801,7 @@ impl<D: Device> Muon<D> {
     /// # Errors
     /// An unknown id, or a failed device.
     pub fn export_state(&mut self, id: ParamId) -> Result<StateData> {
+        self.refuse_torn()?;
         let position = self.position(id)?;
         self.device.export_state(&self.states[position])
     }
@@ -797,6 +919,16 @@ impl<D: Device> Muon<D> {
     /// A failure of earlier, asynchronous work.
     pub fn synchronize(&mut self) -> Result<()> {
         self.device.synchronize()
+    }
+
+    /// Replaces the state of every parameter, which ends being torn.
+    pub(crate) fn replace_states(&mut self, states: Vec<D::State>) {
+        self.states = states;
+        self.torn = None;
+    }
+
+    pub(crate) fn refuse_torn_checkpoint(&self) -> Result<()> {
+        self.refuse_torn().context(|| "checkpoint")
     }
 
     pub(crate) fn params(&self) -> &[Param] {

@@ -200,8 +200,9 @@ impl<D: Device> Muon<D> {
     /// Copies the whole state to the host; waits for the device.
     ///
     /// # Errors
-    /// A failed device.
+    /// A failed device; an optimizer that is torn ([`Muon::torn`]).
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
+        self.refuse_torn_checkpoint()?;
         let mut params = Vec::new();
         let mut exported = Vec::new();
         for position in 0..self.params().len() {
@@ -262,7 +263,7 @@ impl<D: Device> Muon<D> {
                 .context(|| format!("restore `{}`", saved.name))?;
             states.push(state);
         }
-        *self.parts().2 = states;
+        self.replace_states(states);
         Ok(())
     }
 
@@ -346,7 +347,7 @@ impl<D: Device> Muon<D> {
                 device.import_state(spec, &data).context(|| format!("import `{}`", param.name))?,
             );
         }
-        *self.parts().2 = states;
+        self.replace_states(states);
         Ok(())
     }
 }

@@ -11,6 +11,7 @@
 
 mod costs;
 mod device;
+mod faults;
 mod step;
 #[path = "../support/mod.rs"]
 mod support;
