@@ -5,7 +5,6 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::path::PathBuf;
 
 use super::library::{self, Found, Missing};
-#[allow(unused_imports, reason = "the device that calls these is being written")]
 pub(crate) use super::status::{cublas_error, driver_error};
 use crate::error::{Error, Result};
 
