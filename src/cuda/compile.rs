@@ -113,12 +113,12 @@ impl Kernels {
     ) -> Result<Loaded> {
         let options = options(&self.architecture.name(image)?);
         let key = Key::new(source, &options, image, self.nvrtc);
-        if let Some(bytes) = cache.get(&key) {
-            if let Ok(module) = load_image(context, bytes)? {
-                self.cached += 1;
-                return Ok(Ok(module));
-            }
-            // Undamaged, and yet not what this driver takes: compiled again, and overwritten.
+        // An undamaged entry that this driver does not take is compiled again, and overwritten.
+        if let Some(bytes) = cache.get(&key)
+            && let Ok(module) = load_image(context, bytes)?
+        {
+            self.cached += 1;
+            return Ok(Ok(module));
         }
         self.compiled += 1;
         let name = format!("kernels/{}", source.file);

@@ -4,6 +4,7 @@
 //! Callers have been through [`preflight`](super::preflight), so every function is there.
 
 use std::ffi::{CString, c_char};
+#[cfg(test)]
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::nvrtc::result::{self, NvrtcError};
@@ -21,9 +22,11 @@ pub(crate) enum Image {
 }
 
 /// Programs compiled by this process; tests read it.
+#[cfg(test)]
 static COMPILATIONS: AtomicU64 = AtomicU64::new(0);
 
 /// How many programs this process has compiled.
+#[cfg(test)]
 pub(crate) fn compilations() -> u64 {
     COMPILATIONS.load(Ordering::Relaxed)
 }
@@ -67,6 +70,7 @@ pub(crate) fn compile(
     options: &[String],
     image: Image,
 ) -> Result<Vec<u8>> {
+    #[cfg(test)]
     COMPILATIONS.fetch_add(1, Ordering::Relaxed);
     let source = c_string(source, "the source")?;
     let c_name = c_string(name, "the name")?;

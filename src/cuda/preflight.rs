@@ -5,8 +5,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::path::PathBuf;
 
 use super::library::{self, Found, Missing};
-#[allow(unused_imports, reason = "the device that calls these is being written")]
-pub(crate) use super::status::{cublas_error, driver_error};
+pub(crate) use super::status::driver_error;
 use crate::error::{Error, Result};
 
 /// The oldest driver interface the device is written for: CUDA 12.0.

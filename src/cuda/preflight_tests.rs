@@ -7,6 +7,7 @@ use std::process::Command;
 use super::*;
 use crate::cuda::compile::tests::{emulator, target};
 use crate::cuda::diagnosis::compile_nothing;
+use crate::cuda::status::cublas_error;
 
 const CHILD: &str = "MUON_TEST_PREFLIGHT";
 
