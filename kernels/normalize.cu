@@ -13,7 +13,7 @@
 //   arithmetic   f64; each result rounds to f32 once
 //   determinism  bitwise repeatable: lane l sums partials l, l + 32, ..., lanes in a fixed tree
 //   edge cases   not finite: power and factor 0; a sum of 0 gives 1 / (safety * norm_floor)
-//   resources    <= 40 registers, 0 spills
+//   resources    <= 48 registers, 0 spills
 //   launcher     src/cuda/launch.rs::norm_finish        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(32) norm_finish(
     const Matrix* matrices, const double* partial, Norm* norms) {
@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(32) norm_finish(
 //   arithmetic   f32
 //   determinism  bitwise repeatable
 //   edge cases   none
-//   resources    <= 40 registers, 0 spills
+//   resources    <= 48 registers, 0 spills
 //   launcher     src/cuda/launch.rs::update_check        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(256) update_check(
     const u32* tile_matrix, const Matrix* matrices, double* partial) {
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(256) update_check(
 //   arithmetic   f64
 //   determinism  bitwise repeatable
 //   edge cases   none
-//   resources    <= 32 registers, 0 spills
+//   resources    <= 48 registers, 0 spills
 //   launcher     src/cuda/launch.rs::update_verdict        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(32) update_verdict(
     const Matrix* matrices, const double* partial, Norm* norms) {
@@ -142,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(256) gradient_sum(
 //   arithmetic   f64
 //   determinism  bitwise repeatable
 //   edge cases   not finite sums stay so
-//   resources    <= 32 registers, 0 spills
+//   resources    <= 48 registers, 0 spills
 //   launcher     src/cuda/launch.rs::span_finish        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(32) span_finish(
     const Span* spans, const double* partial, double* sums) {
@@ -163,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(32) span_finish(
 //   arithmetic   f64; the result rounds to f32 once
 //   determinism  bitwise repeatable
 //   edge cases   a span that is not finite is left out: its own pass skips it
-//   resources    <= 40 registers, 0 spills
+//   resources    <= 48 registers, 0 spills
 //   launcher     src/cuda/launch.rs::clip_factor        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(32) clip_factor(
     const double* sums, u32 count, double inverse_loss_scale, double clip_norm, float* grad_scale) {

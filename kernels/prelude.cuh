@@ -139,7 +139,10 @@ __device__ inline void load_pack(const void* base, usize i, u32 type, float (&x)
 
 __device__ inline void store_pack(void* base, usize i, u32 type, const float (&x)[PACK]) {
   if (type == F32) {
-    *(float4*)((float*)base + i) = make_float4(x[0], x[1], x[2], x[3]);
+    // Written out: beside a branch of single stores of the same values the compiler takes the pack apart.
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global((float*)base + i)),
+                 "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+                 : "memory");
     return;
   }
   u32 words[2];

@@ -70,7 +70,7 @@ __device__ inline void store_mirrored(const float (&square)[SIDE][SIDE + 1], voi
 //   edge cases   gamma = 0 still reads d
 //   resources    <= 64 registers, 0 spills
 //   launcher     src/cuda/launch.rs::symmetric_complete        source  NUMERICS.md
-extern "C" __global__ void __launch_bounds__(256) symmetric_complete(
+extern "C" __global__ void __launch_bounds__(256, 4) symmetric_complete(
     const float* product, const void* c, const void* d, void* out, u32 n, u64 product_stride, u64 stride,
     float beta, float gamma, u32 type) {
   __shared__ float square[SIDE][SIDE + 1];

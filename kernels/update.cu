@@ -15,7 +15,7 @@
 //   edge cases   keep = 0 without caution does not read p: what it held does not matter, NaN included
 //   resources    <= 80 registers, 0 spills
 //   launcher     src/cuda/launch.rs::update_apply        source  NUMERICS.md
-extern "C" __global__ void __launch_bounds__(256) update_apply(
+extern "C" __global__ void __launch_bounds__(256, 3) update_apply(
     const u32* tile_matrix, const Matrix* matrices, const Scalars* scalars, const Norm* norms) {
   const u32 index = load_entry(tile_matrix, blockIdx.x);
   const Matrix& m = load_entry(matrices, index);

@@ -19,6 +19,10 @@ fn fetch_nvrtc() {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/emulator/fetch-nvrtc");
         let output = Command::new(script).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // The cache of the tests, not the user's.
+        let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/muon-kernels");
+        // SAFETY: every test of this binary comes through here before it looks at the environment.
+        unsafe { std::env::set_var("MUON_CUDA_CACHE_DIR", cache) };
     });
 }
 

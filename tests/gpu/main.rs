@@ -1,4 +1,5 @@
 //! Levels 3 and 4: every kernel and whole steps, on the emulator, or on a GPU with `MUON_TEST_DEVICE=gpu`.
+#![allow(unsafe_code, reason = "sets the cache directory of the tests")]
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
