@@ -91,32 +91,63 @@ impl Predictor {
         recipe: &Recipe,
         precision: Option<Precision>,
     ) -> Result<Prediction> {
-        let Normalization::Frobenius { safety } = schedule.normalization() else {
-            return Err(Error::unsupported(format!(
-                "schedule `{}`: errors are predicted for the Frobenius norm only; almost-orthogonal-layer scaling \
-                 changes singular values by more than they tell",
-                schedule.name()
-            )));
-        };
+        let safety = frobenius_safety(schedule)?;
         let u = precision.map_or(f64::EPSILON / 2.0, Precision::unit_roundoff);
         let tape = Tape::new(self, recipe, safety, ROUNDING_RMS * u)?;
         let noise = tape.noise_of_result(self);
         // In bf16 the direction is rounded when it is written and again when it is normalised.
         let input =
             tape.noise_of_input(self) * if precision == Some(Precision::Bf16) { 2.0 } else { 1.0 };
-        let (mut energy, mut overlap, mut scalar) = (0.0, 0.0, 0.0);
+        Ok(self.sums(schedule, safety).prediction(noise, input, self.rank))
+    }
+
+    /// The errors without any rounding.
+    ///
+    /// # Errors
+    /// As [`Predictor::predict`].
+    pub fn exact(&self, schedule: &CoefficientSchedule) -> Result<Prediction> {
+        let safety = frobenius_safety(schedule)?;
+        Ok(self.sums(schedule, safety).prediction(0.0, 0.0, self.rank))
+    }
+
+    fn sums(&self, schedule: &CoefficientSchedule, safety: f64) -> Sums {
+        let mut sums = Sums { energy: 0.0, overlap: 0.0, distance: 0.0 };
         for &x in &self.values {
             let y = schedule.eval(x / safety);
             let polar = if x > 0.0 { 1.0 } else { 0.0 };
-            energy += y * y;
-            overlap += y * polar;
-            scalar += (y - polar) * (y - polar);
+            sums.energy += y * y;
+            sums.overlap += y * polar;
+            sums.distance += (y - polar) * (y - polar);
         }
-        Ok(Prediction {
-            to_composition: (noise / energy).sqrt(),
-            to_polar: ((scalar + noise + input) / self.rank).sqrt(),
-            cosine: overlap / ((energy + noise + input) * self.rank).sqrt(),
-        })
+        sums
+    }
+}
+
+/// Over the exactly composed singular values: their squares, their sum, and the squared distances from 1.
+struct Sums {
+    energy: f64,
+    overlap: f64,
+    distance: f64,
+}
+
+impl Sums {
+    fn prediction(&self, noise: f64, input: f64, rank: f64) -> Prediction {
+        Prediction {
+            to_composition: (noise / self.energy).sqrt(),
+            to_polar: ((self.distance + noise + input) / rank).sqrt(),
+            cosine: self.overlap / ((self.energy + noise + input) * rank).sqrt(),
+        }
+    }
+}
+
+fn frobenius_safety(schedule: &CoefficientSchedule) -> Result<f64> {
+    match schedule.normalization() {
+        Normalization::Frobenius { safety } => Ok(safety),
+        Normalization::Aol => Err(Error::unsupported(format!(
+            "schedule `{}`: errors are predicted for the Frobenius norm only; almost-orthogonal-layer scaling \
+             changes singular values by more than they tell",
+            schedule.name()
+        ))),
     }
 }
 

@@ -33,6 +33,14 @@ pub(crate) fn schedules(args: &SchedulesArgs) -> Result<Ended> {
     Ok(Ended::Well)
 }
 
+/// p∘…∘p of a schedule over log σ, one line for every iteration.
+///
+/// # Errors
+/// None in practice.
+pub(crate) fn composition_chart(schedule: &CoefficientSchedule) -> Result<crate::chart::Chart> {
+    Ok(plot::chart(schedule, &Facts::of(schedule)?))
+}
+
 fn all(args: &SchedulesArgs) -> Result<()> {
     let facts = presets::names()
         .map(|name| Facts::of(&presets::preset(name)?))
