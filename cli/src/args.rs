@@ -260,6 +260,8 @@ Examples:
       p∘…∘p over σ from 10⁻⁴ to 1, one line an iteration (.svg or .png)
   muon schedules my-schedule.toml --json
       the same numbers for a program
+  muon schedules --table --with my-schedule.toml
+      every published set, refused ones too, with what 16 bit does to it, and one of your own
 
 Exit codes: 0 done; 1 a file could not be read or written; 2 unknown preset")]
 pub(crate) struct SchedulesArgs {
@@ -270,6 +272,18 @@ pub(crate) struct SchedulesArgs {
     /// Plot the partial compositions over log σ into this file (.svg or .png)
     #[arg(long, value_name = "FILE")]
     pub(crate) plot: Option<PathBuf>,
+
+    /// Compare all published sets: slope, band, safe sigma, rounding errors
+    #[arg(long, conflicts_with_all = ["schedule", "plot"])]
+    pub(crate) table: bool,
+
+    /// Preset or TOML file to add to the table; repeat for several
+    #[arg(long, requires = "table", value_name = "NAME|FILE")]
+    pub(crate) with: Vec<String>,
+
+    /// Families of spectra, one a line, to measure every set of the table on (a minute)
+    #[arg(long, requires = "table", value_name = "FILE")]
+    pub(crate) held_out: Option<PathBuf>,
 
     /// Print JSON instead of tables
     #[arg(long)]

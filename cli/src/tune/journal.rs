@@ -96,7 +96,7 @@ fn parse(text: &str) -> Result<(Vec<Line>, usize)> {
         }
         let parsed = serde_json::from_str(line).map_err(|e| anyhow!("line {}: {e}", i + 1))?;
         ensure!(
-            lines.is_empty() != matches!(parsed, Line::Study(_)),
+            lines.is_empty() == matches!(parsed, Line::Study(_)),
             "line {}: a study begins on the first line, and on no other",
             i + 1
         );

@@ -1,12 +1,11 @@
 //! What schedules do to actual matrices on the CPU device, rounded at every store.
 
 use anyhow::Result;
-use muon_cuda::coefficients::presets;
 use muon_cuda::recipe::Method;
 use muon_cuda::spectrum::Sample;
 use muon_cuda::{
-    CoefficientSchedule, Cpu, MatrixShape, MethodChoice, Normalization, OrthogonalizeOptions,
-    Orthogonalizer, Precision, Spectrum, Tail,
+    CoefficientSchedule, Cpu, MatrixShape, MethodChoice, OrthogonalizeOptions, Orthogonalizer,
+    Precision, Spectrum,
 };
 use serde::{Deserialize, Serialize};
 
@@ -84,27 +83,4 @@ impl Bench {
         }
         Ok(out)
     }
-}
-
-/// Published sets to compare with: every preset, and Gram Newton–Schulz's default (the first five rows of
-/// Polar Express, all divided by 1.05), each as it runs in that precision.
-///
-/// # Errors
-/// None in practice: presets can be guarded.
-pub(crate) fn published(precision: Option<Precision>) -> Result<Vec<CoefficientSchedule>> {
-    let u = precision.map_or(0.0, Precision::unit_roundoff);
-    let mut out = Vec::new();
-    for name in presets::names() {
-        out.push(presets::preset(name)?.for_precision(u)?.0);
-    }
-    let raw = presets::preset("polar_express_raw")?;
-    let rows = raw.polynomials()[..5].iter().map(|p| p.with_input_scale(1.05)).collect();
-    out.push(CoefficientSchedule::new(
-        "gram_newton_schulz",
-        rows,
-        Normalization::Frobenius { safety: 1.0 },
-        Tail::Exact,
-        "Gram Newton-Schulz: Polar Express, first five rows, all divided by 1.05",
-    )?);
-    Ok(out)
 }

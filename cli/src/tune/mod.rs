@@ -21,15 +21,16 @@ use muon_cuda::CoefficientSchedule;
 
 use self::candidate::candidates;
 use self::journal::Journal;
-use self::measure::published;
+pub(crate) use self::measure::{Bench, Measured};
 use self::objective::Objective;
 use self::record::{Benches, Entry, Record};
 use self::search::{Found, Limits, Outcome, front, search};
-use self::settings::{Settings, analytic};
+use self::settings::Settings;
+pub(crate) use self::settings::{analytic, families_of};
 use crate::args::TuneArgs;
 use crate::exit::{Ended, usage};
 use crate::files::write_atomically;
-use crate::schedules::composition_chart;
+use crate::schedules::{composition_chart, published};
 use crate::terminal::{Notes, stop_requested};
 
 const JOURNAL: &str = "journal.jsonl";
@@ -90,7 +91,7 @@ pub(crate) fn tune(args: &TuneArgs) -> Result<Ended> {
     let names: Vec<String> = spectra.iter().map(|s| s.name().to_owned()).collect();
     let record = Record {
         tuned: tuned(&settings, &outcome, &benches)?,
-        published: published(settings.precision.of())?
+        published: published::runnable(settings.precision.of())?
             .iter()
             .map(|s| Entry::published(&settings, &objective, s, &benches))
             .collect::<Result<_>>()?,

@@ -55,14 +55,30 @@ impl Missed {
         out
     }
 
+    /// The room for rounding was not looked at.
+    pub(crate) fn before_rounding(mut self) -> Self {
+        self.0[3] = f64::MAX;
+        self
+    }
+
+    /// With the room for rounding of another one, if that has more.
+    pub(crate) fn with_rounding(mut self, other: Self) -> Self {
+        self.0[3] = self.0[3].min(other.0[3]);
+        self
+    }
+
     pub(crate) const WORST: Self = Self([f64::MAX; 4]);
 }
 
 /// The constraints that are missed.
 impl fmt::Display for Missed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> =
-            Self::NAMES.iter().zip(self.0).filter(|(_, x)| *x > 0.0).map(|(n, _)| *n).collect();
+        let names: Vec<&str> = Self::NAMES
+            .iter()
+            .zip(self.0)
+            .filter(|(_, x)| (0.0..f64::MAX).contains(x) && *x > 0.0)
+            .map(|(n, _)| *n)
+            .collect();
         if names.is_empty() {
             return f.write_str("each alone can be kept, but not all of them at once");
         }
@@ -112,7 +128,7 @@ impl<'a> Objective<'a> {
         schedule: &CoefficientSchedule,
         method: &Method,
     ) -> Result<Score> {
-        let missed = self.missed(schedule, method)?;
+        let missed = self.missed_exactly(schedule, method);
         let value = if self.settings.objective == ObjectiveName::WorstCase {
             self.worst_case(schedule)
         } else {
@@ -168,14 +184,23 @@ impl<'a> Objective<'a> {
         (1.0 - min).max(max - 1.0)
     }
 
+    /// What rounding violates as well.
     fn missed(&self, schedule: &CoefficientSchedule, method: &Method) -> Result<Missed> {
+        let mut missed = self.missed_exactly(schedule, method);
+        // A schedule that fails the exact checks fails this one, which costs more.
+        if self.settings.rounding_safe
+            && missed.total() == 0.0
+            && let Some(precision) = self.precision
+        {
+            let (min, max) = rounded_image(schedule, method, precision)?;
+            missed.0[3] = below(min, 0.0) + over(max, SAFE_IMAGE);
+        }
+        Ok(missed)
+    }
+
+    fn missed_exactly(&self, schedule: &CoefficientSchedule, method: &Method) -> Missed {
         let s = self.settings;
         let mut missed = Missed::default();
-        let over = |x: f64, limit: f64| {
-            if x <= limit { 0.0 } else { ((x - limit) / limit.abs().max(1e-3)).min(1e3) }
-        };
-        // Either is positive for a NaN.
-        let below = |x: f64, limit: f64| if x >= limit { 0.0 } else { (limit - x).min(1e3) };
         let (min, max) = schedule.image(0.0, s.min_safe_sigma);
         missed.0[0] = below(min, 0.0) + over(max, SAFE_IMAGE);
         if let Some((low, high)) = s.band {
@@ -195,16 +220,18 @@ impl<'a> Objective<'a> {
                 missed.0[2] += over(slope, limit);
             }
         }
-        // The exact check first: it is cheap, and a schedule that fails it fails this one.
-        if s.rounding_safe
-            && missed.total() == 0.0
-            && let Some(precision) = self.precision
-        {
-            let (min, max) = rounded_image(schedule, method, precision)?;
-            missed.0[3] = below(min, 0.0) + over(max, SAFE_IMAGE);
-        }
-        Ok(missed)
+        missed
     }
+}
+
+/// How far a number lies above a limit, relative to it; positive for a NaN.
+fn over(x: f64, limit: f64) -> f64 {
+    if x <= limit { 0.0 } else { ((x - limit) / limit.abs().max(1e-3)).min(1e3) }
+}
+
+/// How far a number lies below a limit; positive for a NaN.
+fn below(x: f64, limit: f64) -> f64 {
+    if x >= limit { 0.0 } else { (limit - x).min(1e3) }
 }
 
 #[cfg(test)]

@@ -183,17 +183,25 @@ fn start(
         // Some intervals are too wide for a composition of few polynomials.
         let Ok(schedule) = candidate.start(&start) else { continue };
         let score = objective.quick_score(&schedule, &method)?;
-        least = least.least(score.missed);
+        least = least.least(score.missed.before_rounding());
         if score.feasible() {
             feasible.push((score.value, start));
         }
     }
     feasible.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut best: Option<(Start, f64)> = None;
-    for (_, start) in feasible.into_iter().take(STARTS_SCORED) {
-        let value = objective.value(&candidate.start(&start)?, &method)?;
-        if value.is_finite() && best.is_none_or(|b| value < b.1) {
-            best = Some((start, value));
+    let mut left = STARTS_SCORED;
+    for (_, start) in feasible {
+        let score = objective.score(&candidate.start(&start)?, &method)?;
+        least = least.with_rounding(score.missed);
+        if score.feasible() {
+            if best.is_none_or(|b| score.value < b.1) {
+                best = Some((start, score.value));
+            }
+            left -= 1;
+            if left == 0 {
+                break;
+            }
         }
     }
     Ok((best, least))

@@ -1,5 +1,7 @@
 //! What a study is: everything its result depends on.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result, ensure};
 use muon_cuda::spectrum::{self, SpectrumFamily};
 use muon_cuda::{MatrixShape, Precision, Spectrum};
@@ -69,13 +71,7 @@ impl Settings {
             (families, _) => families.to_vec(),
         };
         let held_out = match &args.held_out {
-            Some(path) => std::fs::read_to_string(path)
-                .with_context(|| format!("read {}", path.display()))?
-                .lines()
-                .map(str::trim)
-                .filter(|line| !line.is_empty() && !line.starts_with('#'))
-                .map(str::to_owned)
-                .collect(),
+            Some(path) => families_of(path)?,
             None => Vec::new(),
         };
         let precision = args.precision;
@@ -197,6 +193,22 @@ impl Settings {
         }
         Ok(spectra)
     }
+}
+
+/// The families of a file: one spelling a line, `#` begins a comment.
+///
+/// # Errors
+/// A file that does not read or holds none.
+pub(crate) fn families_of(path: &Path) -> Result<Vec<String>> {
+    let families: Vec<String> = std::fs::read_to_string(path)
+        .with_context(|| format!("read {}", path.display()))?
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
+    ensure!(!families.is_empty(), "{} names no family of spectra", path.display());
+    Ok(families)
 }
 
 /// Spectra of that shape by their spelling.
