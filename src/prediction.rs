@@ -16,12 +16,10 @@ use crate::spectrum::Spectrum;
 /// in the logarithm over `[2^e, 2^(e+1))`, `√(3/(8·ln 2)/3)`.
 const ROUNDING_RMS: f64 = 0.425;
 
-/// Levels for each factor of two of the singular values. Two are too few for degree 9, whose slope changes
-/// within an octave (2.4 times the emulated error; six give 1.01 times).
-const LEVELS_PER_OCTAVE: f64 = 6.0;
-
-/// Singular values below `2^−20` share a level: every schedule treats them alike.
-const LOWEST_OCTAVE: f64 = -20.0;
+/// Octaves below 1, levels for each of them: degree 9 changes its slope within an octave of large singular
+/// values (two levels there give 2.4 times the emulated error, six 1.01 times); schedules treat small ones
+/// alike. Below the last octave there is one level.
+const LEVELS: [(f64, f64); 3] = [(6.0, 6.0), (12.0, 2.0), (20.0, 1.0)];
 
 /// What becomes of a matrix with that spectrum.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,12 +47,12 @@ impl Predictor {
     /// Prepares a spectrum.
     #[must_use]
     pub fn new(spectrum: &Spectrum) -> Self {
-        let level = |x: f64| (x.log2().max(LOWEST_OCTAVE) * LEVELS_PER_OCTAVE).floor();
         let mut levels: Vec<(f64, f64)> = Vec::new();
         let mut current = f64::NAN;
         for &x in spectrum.values() {
-            if level(x) != current || levels.is_empty() {
-                current = level(x);
+            let level = level(x);
+            if level != current || levels.is_empty() {
+                current = level;
                 levels.push((0.0, 0.0));
             }
             if let Some(last) = levels.last_mut() {
@@ -94,10 +92,9 @@ impl Predictor {
         let safety = frobenius_safety(schedule)?;
         let u = precision.map_or(f64::EPSILON / 2.0, Precision::unit_roundoff);
         let tape = Tape::new(self, recipe, safety, ROUNDING_RMS * u)?;
-        let noise = tape.noise_of_result(self);
+        let (noise, input) = tape.noise(self);
         // In bf16 the direction is rounded when it is written and again when it is normalised.
-        let input =
-            tape.noise_of_input(self) * if precision == Some(Precision::Bf16) { 2.0 } else { 1.0 };
+        let input = input * if precision == Some(Precision::Bf16) { 2.0 } else { 1.0 };
         Ok(self.sums(schedule, safety).prediction(noise, input, self.rank))
     }
 
@@ -221,6 +218,17 @@ pub fn rounded_image(
     Ok((smallest, largest))
 }
 
+/// The number of the level a singular value belongs to.
+fn level(x: f64) -> f64 {
+    let octave = -x.log2();
+    let (mut number, mut from) = (0.0, 0.0);
+    for (end, each) in LEVELS {
+        number += (octave.clamp(from, end) - from) * each;
+        from = end;
+    }
+    number.floor()
+}
+
 /// One store: the values of its result in the singular basis, and the variance of its rounding error in
 /// each entry.
 struct Node {
@@ -332,52 +340,42 @@ impl Tape {
         sum / (of.short * of.short)
     }
 
-    /// Expected square of the Frobenius norm of what the stores after the input do to the result.
-    fn noise_of_result(&self, of: &Predictor) -> f64 {
-        let mut sum = 0.0;
+    /// Expected squares of the Frobenius norms of what the stores after the input do to the result, and of
+    /// what one rounding of the input does.
+    fn noise(&self, of: &Predictor) -> (f64, f64) {
         let mut weights = vec![Adjoint::default(); self.nodes.len()];
-        for (g, h, count) in pairs(&of.levels) {
-            for swap in [false, true] {
-                weights.iter_mut().for_each(|w| *w = Adjoint::default());
-                let seed = &mut weights[self.result];
-                *(if swap { &mut seed.ji } else { &mut seed.ij }) = 1.0;
-                sum += count * self.variance(&mut weights, g, h, Entry::Pair);
-            }
-        }
-        for (g, level) in of.levels.iter().enumerate() {
+        let (mut stores, mut input) = (0.0, 0.0);
+        let mut entry = |g: usize, h: usize, count: f64, entry: Entry| {
             weights.iter_mut().for_each(|w| *w = Adjoint::default());
             weights[self.result].ij = 1.0;
-            sum += level.1 * self.variance(&mut weights, g, g, Entry::Diagonal);
-            // Entries in the columns that the input has nothing in.
-            sum += (of.long - of.short) * level.1 * self.outer(g, false);
-        }
-        sum
-    }
-
-    /// The same for the rounding of the input, once.
-    fn noise_of_input(&self, of: &Predictor) -> f64 {
-        let input = self.nodes[0].variance;
-        let mut sum = 0.0;
-        let mut weights = vec![Adjoint::default(); self.nodes.len()];
-        let mut squared = |g: usize, h: usize, entry: Entry| {
-            weights.iter_mut().for_each(|w| *w = Adjoint::default());
-            weights[self.result].ij = 1.0;
-            self.variance(&mut weights, g, h, entry);
+            stores += count * self.variance(&mut weights, g, h, entry);
             let w = weights[0];
-            match entry {
-                Entry::Pair => w.ij * w.ij + w.ji * w.ji,
-                Entry::Diagonal | Entry::Scalar => (w.ij + w.ji).powi(2),
-            }
+            input += count
+                * self.nodes[0].variance
+                * match entry {
+                    Entry::Pair => w.ij * w.ij + w.ji * w.ji,
+                    Entry::Diagonal | Entry::Scalar => (w.ij + w.ji).powi(2),
+                };
         };
         for (g, h, count) in pairs(&of.levels) {
-            sum += count * (squared(g, h, Entry::Pair) + squared(h, g, Entry::Pair));
+            if g == h {
+                entry(g, h, 2.0 * count, Entry::Pair);
+            } else {
+                entry(g, h, count, Entry::Pair);
+                entry(h, g, count, Entry::Pair);
+            }
         }
         for (g, level) in of.levels.iter().enumerate() {
-            sum += level.1 * squared(g, g, Entry::Diagonal);
-            sum +=
-                (of.long - of.short) * level.1 * self.outer(g, true) / input.max(f64::MIN_POSITIVE);
+            entry(g, g, level.1, Entry::Diagonal);
         }
-        sum * input
+        // Entries in the columns that the input has nothing in.
+        for (g, level) in of.levels.iter().enumerate() {
+            let count = (of.long - of.short) * level.1;
+            let (after, first) = self.outer(g);
+            stores += count * after;
+            input += count * first;
+        }
+        (stores, input)
     }
 
     /// Runs the operations backwards from the weights given, for the entries (g, h) and (h, g); the sum over
@@ -428,20 +426,16 @@ impl Tape {
         sum
     }
 
-    /// Variance of an entry of the result in row `g` outside the columns of the input's row space.
-    fn outer(&self, g: usize, of_input: bool) -> f64 {
+    /// Variances of an entry of the result in row `g` outside the columns of the input's row space: by the
+    /// stores after the input, and by the input.
+    fn outer(&self, g: usize) -> (f64, f64) {
         let (mut node, mut factor, mut sum) = (self.result, 1.0, 0.0);
-        loop {
-            match self.nodes[node].made_by {
-                Step::Apply { alpha, q, x, beta } => {
-                    sum += self.nodes[node].variance * factor * factor;
-                    factor *= alpha * self.nodes[q].values[g] + beta;
-                    node = x;
-                }
-                _ if of_input => return self.nodes[node].variance * factor * factor,
-                _ => return sum,
-            }
+        while let Step::Apply { alpha, q, x, beta } = self.nodes[node].made_by {
+            sum += self.nodes[node].variance * factor * factor;
+            factor *= alpha * self.nodes[q].values[g] + beta;
+            node = x;
         }
+        (sum, self.nodes[node].variance * factor * factor)
     }
 }
 
