@@ -536,6 +536,41 @@ mod tests {
         }
     }
 
+    /// Smallest and largest result over 1 × 1 matrices from 1e-3 to the largest the norm allows.
+    fn scalars(recipe: &Recipe, precision: Precision) -> (f32, f32) {
+        let round = |x: f64| precision.round(crate::cpu::narrow(x));
+        let (mut least, mut most) = (f32::INFINITY, 0.0f32);
+        for i in 1..=5000 {
+            let mut x = [round(f64::from(i) / 5000.0 * 1.004), 0.0];
+            let mut small = vec![0.0f32; recipe.small_buffers()];
+            let index = |x: Iterate| usize::from(x == Iterate::X1);
+            for op in recipe.ops() {
+                match *op {
+                    Op::Gram { x: from, out } => {
+                        small[out.0] = precision.round(x[index(from)] * x[index(from)]);
+                    }
+                    Op::Symmetric { out, alpha, a, b, beta, c, gamma, d } => {
+                        let sum = alpha * (small[a.0] * small[b.0]) + beta * small[c.0];
+                        small[out.0] = precision.round(sum + gamma * small[d.0]);
+                    }
+                    Op::Combine { out, alpha, a, beta, b } => {
+                        small[out.0] = precision.round(alpha * small[a.0] + beta * small[b.0]);
+                    }
+                    Op::Apply { out, alpha, q, x: from, beta } => {
+                        let from = x[index(from)];
+                        x[index(out)] = precision.round(alpha * (small[q.0] * from) + beta * from);
+                    }
+                    Op::AolScale { .. } => {}
+                }
+            }
+            let result = x[index(recipe.result())];
+            least = least.min(result);
+            // A NaN is no small number.
+            most = if result.is_nan() { f32::INFINITY } else { most.max(result) };
+        }
+        (least, most)
+    }
+
     #[test]
     fn a_schedule_without_room_between_its_iterations_is_seen() {
         let image = |name: &str, precision: Precision| {
@@ -549,6 +584,18 @@ mod tests {
             let (low, high) = image(name, Precision::Bf16);
             assert!(low >= 0.0 && high < 1.3, "{name} {low} {high}");
         }
+        for (name, precision) in [("tuned_bf16", Precision::Bf16), ("tuned_fp16", Precision::Fp16)]
+        {
+            let (low, high) = image(name, precision);
+            assert!(low >= 0.0 && high < 1.1, "{name} {low} {high}");
+            // And all scalars there are between 0 and 1, rounded at every store.
+            let schedule = preset(name).unwrap();
+            let recipe = Recipe::new(&schedule, &Method::Standard).unwrap();
+            let (least, most) = scalars(&recipe, precision);
+            assert!(least > 0.0 && most < 1.1, "{name} {least} {most}");
+        }
+        let recipe = Recipe::new(&preset("nonic3_band12").unwrap(), &Method::Standard).unwrap();
+        assert!(scalars(&recipe, Precision::Bf16).1 > 100.0);
         // In numpy, 1/k along the rows, 384 x 1536: relative error 5.3 in bf16.
         assert!(image("nonic3_band12", Precision::Bf16).1 > 1.5);
         assert!(image("nonic3_band25", Precision::Fp16).1 > 1.5);

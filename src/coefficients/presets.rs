@@ -13,6 +13,8 @@
 //! | `cubic5` | 3 × 5 | 1.0035 | bf16 1.01, fp16 raw |
 //! | `nonic3_band25` | 9 × 3 | 1.000007 | raw |
 //! | `nonic3_band12` | 9 × 3 | 1.00002 | raw |
+//! | `tuned_bf16` | 9, 9, 3, 9 | 1.035 | raw |
+//! | `tuned_fp16` | 9, 5, 9, 9 | 1.010 | raw |
 //!
 //! "16 bit" is the safety [`CoefficientSchedule::for_precision`] runs them with: there a norm
 //! rounded down can leave σ₁ at 1.0078 (bf16). In f32 and f64 all run raw.
@@ -29,6 +31,8 @@
 //! - `turbo_muon`: AOL scaling, which makes the first iteration of `you` unnecessary.
 //! - `nonic3_band25`, `nonic3_band12`: rows as generated, which end at 1; the norm is multiplied by
 //!   1.02 and 1.01.
+//! - `tuned_bf16`, `tuned_fp16`: found by `muon tune` for these precisions, with room for rounding
+//!   between the iterations; `docs/tuning.md` in the repository has the comparison.
 
 use super::{CoefficientSchedule, Normalization, OddPolynomial, Tail};
 use crate::error::{Error, Result};
@@ -224,6 +228,68 @@ const PRESETS: &[Preset] = &[
         tail: Tail::Exact,
         source: "as above, final band 1 +- 0.12, lower end 3.0e-3",
     },
+    Preset {
+        name: "tuned_bf16",
+        rows: &[
+            &[
+                14.557533112340746,
+                -127.26313209490405,
+                388.12912230742864,
+                -461.3105187502977,
+                186.3845809636054,
+            ],
+            &[
+                6.448117793511969,
+                -14.182179642913237,
+                11.042802185068874,
+                -3.350525044714268,
+                0.345244242432779,
+            ],
+            &[1.966993479876713, -0.5164406687701473],
+            &[
+                2.9030842817631695,
+                -4.779837677382332,
+                4.609096198990265,
+                -2.0905044062168483,
+                0.3524518047651687,
+            ],
+        ],
+        normalization: FROBENIUS,
+        tail: Tail::Exact,
+        source: "muon tune, records/tuned/bf16-a1: \
+                 error to the polar factor in bf16 over nine families of spectra, four iterations",
+    },
+    Preset {
+        name: "tuned_fp16",
+        rows: &[
+            &[
+                14.88730438983323,
+                -142.75543269474642,
+                464.6405623342949,
+                -584.8662092920603,
+                249.38901862773295,
+            ],
+            &[4.055385058904725, -2.9711374042345127, 0.5525270762497037],
+            &[
+                5.281280401651637,
+                -11.837607111687756,
+                10.111395301141735,
+                -3.4307043797707055,
+                0.39842241397734157,
+            ],
+            &[
+                2.8589030933223367,
+                -4.547853483720823,
+                4.246515545396919,
+                -1.8793841581193282,
+                0.31160174057491336,
+            ],
+        ],
+        normalization: FROBENIUS,
+        tail: Tail::Exact,
+        source: "muon tune, records/tuned/fp16-a4: \
+                 error to the polar factor in fp16 over nine families of spectra, four iterations",
+    },
 ];
 
 #[cfg(test)]
@@ -311,6 +377,8 @@ mod tests {
             ("cubic5", 1.0035, 1e-4),
             ("nonic3_band25", 1.000007, 1e-6),
             ("nonic3_band12", 1.00002, 1e-5),
+            ("tuned_bf16", 1.035, 1e-3),
+            ("tuned_fp16", 1.010, 1e-3),
         ] {
             let found = preset(name).unwrap().safe_sigma();
             assert!((found - safe).abs() <= 0.5 * digits, "{name}: {found}");
