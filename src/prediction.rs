@@ -520,8 +520,8 @@ mod tests {
                 .fold(0.0, f64::max);
                 let predicted = predicted(name, &method, precision);
                 println!("{name} {method} {precision}: {predicted:.4} {emulated:.4}");
-                if (name, precision) == ("nonic3_band12", Precision::Bf16) {
-                    // Singular values leave the interval of the second polynomial; see `rounded_image`.
+                if name.starts_with("nonic3") && precision == Precision::Bf16 {
+                    // At this size singular values leave the interval of the second polynomial; see `rounded_image`.
                     assert!(predicted < 0.5 * emulated, "{predicted} {emulated}");
                     continue;
                 }
