@@ -14,6 +14,7 @@
 //! | train a candle model | `muon_cuda::candle` (feature `candle`), [`RoutingRule`] |
 //! | see what a step will do and cost | [`Muon::plan`], [`Muon::routing`] |
 //! | choose, read, make polynomials | [`CoefficientSchedule`], [`coefficients`] |
+//! | predict the error of a schedule under rounding | [`mod@prediction`] |
 //! | record and read singular values | [`mod@spectrum`] |
 //! | orthogonalize one matrix | [`orthogonalize()`] |
 //! | stop and resume | [`Muon::checkpoint`], [`Checkpoint`] |
@@ -47,6 +48,7 @@ mod optimizer;
 mod orthogonalize;
 mod plan;
 mod precision;
+pub mod prediction;
 pub mod recipe;
 pub mod reference;
 mod rounding;

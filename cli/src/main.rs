@@ -1,4 +1,4 @@
-//! `muon`: train with the Muon optimizer, look at its polynomials, orthogonalize files, check a port.
+//! `muon`: train with the Muon optimizer, look at its polynomials, make new ones, orthogonalize files, check a port.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
@@ -12,6 +12,7 @@ mod schedules;
 mod tables;
 mod terminal;
 mod train;
+mod tune;
 mod verify;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<Ended> {
     match command {
         Command::Train(args) => train::train(args),
+        Command::Tune(args) => tune::tune(args),
         Command::Schedules(args) => schedules::schedules(args),
         Command::Orthogonalize(args) => orthogonalize::orthogonalize(args),
         Command::Verify(args) => verify::verify(args),

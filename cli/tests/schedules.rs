@@ -88,3 +88,21 @@ fn files_are_taken_wherever_a_name_is() {
     assert_eq!(said.code, Some(1), "{}", said.err);
     assert!(said.err.contains("bad.toml"), "{}", said.err);
 }
+
+#[test]
+fn the_comparison_refuses_the_set_that_flips_signs() {
+    let dir = tempfile::tempdir().unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(dir.path(), &["schedules", "--table", "--json"]).out).unwrap();
+    let find = |name: &str| json.as_array().unwrap().iter().find(|s| s["name"] == name).unwrap();
+    // With its preconditioner and without: sigma 0.884 is below what either guarantees.
+    for name in ["aol_early", "aol_early, Frobenius"] {
+        let set = find(name);
+        assert_eq!(set["runs"], "refused");
+        assert!((set["safe_sigma"].as_f64().unwrap() - 0.884).abs() < 1e-3, "{set}");
+    }
+    assert_eq!(find("jordan")["runs"], "raw");
+    assert_eq!(find("polar_express_raw")["runs"], "1.01");
+    // NUMERICS.md, at 384 x 1536.
+    assert!((find("jordan")["error_bf16"].as_f64().unwrap() - 0.078).abs() < 1e-3);
+}

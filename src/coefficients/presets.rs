@@ -13,6 +13,8 @@
 //! | `cubic5` | 3 × 5 | 1.0035 | bf16 1.01, fp16 raw |
 //! | `nonic3_band25` | 9 × 3 | 1.000007 | raw |
 //! | `nonic3_band12` | 9 × 3 | 1.00002 | raw |
+//! | `tuned_bf16` | 9, 9, 3, 9 | 1.040 | raw |
+//! | `tuned_fp16` | 9, 5, 9, 9 | 1.010 | raw |
 //!
 //! "16 bit" is the safety [`CoefficientSchedule::for_precision`] runs them with: there a norm
 //! rounded down can leave σ₁ at 1.0078 (bf16). In f32 and f64 all run raw.
@@ -29,6 +31,8 @@
 //! - `turbo_muon`: AOL scaling, which makes the first iteration of `you` unnecessary.
 //! - `nonic3_band25`, `nonic3_band12`: rows as generated, which end at 1; the norm is multiplied by
 //!   1.02 and 1.01.
+//! - `tuned_bf16`, `tuned_fp16`: found by `muon tune` for these precisions, with room for rounding
+//!   between the iterations; `docs/tuning.md` in the repository has the comparison.
 
 use super::{CoefficientSchedule, Normalization, OddPolynomial, Tail};
 use crate::error::{Error, Result};
@@ -224,6 +228,68 @@ const PRESETS: &[Preset] = &[
         tail: Tail::Exact,
         source: "as above, final band 1 +- 0.12, lower end 3.0e-3",
     },
+    Preset {
+        name: "tuned_bf16",
+        rows: &[
+            &[
+                14.462325865145223,
+                -124.86909891877312,
+                375.4705819024487,
+                -440.1406044561086,
+                175.53157029019226,
+            ],
+            &[
+                6.486853441927657,
+                -14.351281151241942,
+                11.214170150776903,
+                -3.4129643110303767,
+                0.3527039701258327,
+            ],
+            &[2.035085869736625, -0.535899722465894],
+            &[
+                2.8687277130733664,
+                -4.545660019966376,
+                4.15919283033347,
+                -1.77835558356402,
+                0.28176905148526404,
+            ],
+        ],
+        normalization: FROBENIUS,
+        tail: Tail::Exact,
+        source: "muon tune, records/tuned/bf16-a1: \
+                 error to the polar factor in bf16 over nine families of spectra, four iterations",
+    },
+    Preset {
+        name: "tuned_fp16",
+        rows: &[
+            &[
+                14.846100499088672,
+                -142.67857611642876,
+                465.60165374011814,
+                -586.7771316320018,
+                250.2877655915875,
+            ],
+            &[4.016419155095732, -2.9317929218607746, 0.542871841903745],
+            &[
+                5.394360134385143,
+                -12.19599823317005,
+                10.429897293843302,
+                -3.5328931124354757,
+                0.4090529126998145,
+            ],
+            &[
+                2.8798488219639213,
+                -4.614764880248328,
+                4.29051948117676,
+                -1.8722689099738532,
+                0.3038213244537306,
+            ],
+        ],
+        normalization: FROBENIUS,
+        tail: Tail::Exact,
+        source: "muon tune, records/tuned/fp16-a4: \
+                 error to the polar factor in fp16 over nine families of spectra, four iterations",
+    },
 ];
 
 #[cfg(test)]
@@ -311,6 +377,8 @@ mod tests {
             ("cubic5", 1.0035, 1e-4),
             ("nonic3_band25", 1.000007, 1e-6),
             ("nonic3_band12", 1.00002, 1e-5),
+            ("tuned_bf16", 1.040, 1e-3),
+            ("tuned_fp16", 1.010, 1e-3),
         ] {
             let found = preset(name).unwrap().safe_sigma();
             assert!((found - safe).abs() <= 0.5 * digits, "{name}: {found}");

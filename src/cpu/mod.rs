@@ -8,6 +8,8 @@ mod tile;
 
 #[cfg(test)]
 mod execute_tests;
+#[cfg(test)]
+mod nonic_tests;
 
 use std::fmt;
 

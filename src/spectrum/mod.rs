@@ -124,20 +124,43 @@ impl Spectrum {
     /// machine, and up to rounding on all.
     #[must_use]
     pub fn matrix(&self, seed: u64) -> Vec<f32> {
+        self.sample(seed).matrix
+    }
+
+    /// [`Spectrum::matrix`] with its polar factor, which the bases give without a decomposition.
+    #[must_use]
+    pub fn sample(&self, seed: u64) -> Sample {
         let (n, m) = (self.shape.short(), self.shape.long());
         let mut random = Normal::new(seed);
         let u = orthonormal(&mut random, n, n);
-        let mut v = orthonormal(&mut random, m, n);
-        for (j, sigma) in self.values.iter().enumerate() {
-            for i in 0..m {
-                v[(i, j)] *= sigma;
+        let v = orthonormal(&mut random, m, n);
+        let assemble = |value: &dyn Fn(f64) -> f64| {
+            let mut right = v.clone();
+            for (j, sigma) in self.values.iter().enumerate() {
+                right.col_mut(j).iter_mut().for_each(|x| *x *= value(*sigma));
             }
+            let x = if self.shape.rows <= self.shape.cols {
+                &u * right.transpose()
+            } else {
+                right * u.transpose()
+            };
+            let cols = self.shape.cols;
+            (0..self.shape.len()).map(|k| narrow(x[(k / cols, k % cols)])).collect()
+        };
+        Sample {
+            matrix: assemble(&|sigma| sigma),
+            polar_factor: assemble(&|sigma| if sigma > 0.0 { 1.0 } else { 0.0 }),
         }
-        let x =
-            if self.shape.rows <= self.shape.cols { u * v.transpose() } else { v * u.transpose() };
-        let cols = self.shape.cols;
-        (0..self.shape.len()).map(|k| narrow(x[(k / cols, k % cols)])).collect()
     }
+}
+
+/// A matrix with a given spectrum, row-major, and what Muon would make of it without any error.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Of unit Frobenius norm.
+    pub matrix: Vec<f32>,
+    /// Its polar factor; directions of zero singular values are left out.
+    pub polar_factor: Vec<f32>,
 }
 
 /// The Frobenius norm and the singular values of a matrix, divided by its largest element.
@@ -252,6 +275,13 @@ mod tests {
             }
             assert_eq!(s.matrix(7), s.matrix(7));
             assert_ne!(s.matrix(7), s.matrix(8));
+            let sample = s.sample(7);
+            let polar: Vec<f64> = sample.polar_factor.iter().map(|x| f64::from(*x)).collect();
+            // tr(XᵀQ) is the sum of the singular values, and Q has five of 1.
+            let overlap: f64 = matrix.iter().zip(&polar).map(|(a, b)| a * b).sum();
+            assert!((overlap - s.values().iter().sum::<f64>()).abs() < 1e-6);
+            let again = Spectrum::of_matrix("q", shape, &polar).unwrap();
+            assert!((again.values()[4] - 0.2f64.sqrt()).abs() < 1e-6 && again.values()[5] < 1e-6);
         }
     }
 }

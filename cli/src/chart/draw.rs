@@ -13,7 +13,7 @@ use plotters::style::{
 };
 
 use super::axis::{Axis, Scale, fraction, ticks};
-use super::{Chart, Line, Weight, blend};
+use super::{Chart, Line, Mark, Weight, blend};
 
 const INK: RGBColor = RGBColor(34, 34, 34);
 const SOFT_INK: RGBColor = RGBColor(105, 105, 105);
@@ -23,6 +23,8 @@ const PAPER: RGBColor = RGBColor(255, 255, 255);
 /// A chart being drawn; coordinates are in units of the SVG, scaled when they reach the backend.
 pub(super) struct Drawing<'a, B: DrawingBackend> {
     pub(super) chart: &'a Chart,
+    /// Points over the lines.
+    pub(super) marks: &'a [Mark],
     pub(super) area: &'a DrawingArea<B, Shift>,
     /// Steps of the backend for one unit.
     pub(super) scale: i32,
@@ -74,6 +76,9 @@ impl<B: DrawingBackend> Drawing<'_, B> {
             self.line(line)?;
         }
         self.labels()?;
+        for mark in self.marks {
+            self.mark(mark)?;
+        }
         self.area.present().map_err(|e| e.to_string())
     }
 
@@ -98,6 +103,20 @@ impl<B: DrawingBackend> Drawing<'_, B> {
             }
         }
         Ok(())
+    }
+
+    /// A diamond with its label to the right.
+    fn mark(&self, mark: &Mark) -> Result<(), String> {
+        const SIZE: f64 = 4.5;
+        let (x, y) = (self.x(mark.at.0), self.y(mark.at.1));
+        let [left, top, right, bottom] = self.frame;
+        if !((left..=right).contains(&x) && (top..=bottom).contains(&y)) {
+            return Ok(());
+        }
+        let corners = [(x, y - SIZE), (x + SIZE, y), (x, y + SIZE), (x - SIZE, y)];
+        self.polygon(&corners, mark.color)?;
+        let place = (x + SIZE + 4.0, y);
+        self.text(&mark.label, place, 12.0, mark.color, Anchor::Left, FontStyle::Normal)
     }
 
     /// At the right ends of the lines, pushed apart where they would overlap, with a thin leader.

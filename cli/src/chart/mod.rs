@@ -2,6 +2,7 @@
 
 mod axis;
 mod draw;
+mod marks;
 
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use crate::exit::usage;
 use crate::files::write_atomically;
 
 pub(crate) use axis::{Axis, Scale};
+pub(crate) use marks::Mark;
 
 /// Okabe and Ito's palette: told apart by people with any form of colour blindness.
 pub(crate) const PALETTE: [RGBColor; 7] = [
@@ -97,10 +99,18 @@ impl Chart {
     /// # Errors
     /// Another ending; the file system's.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        self.write_with(&[], path)
+    }
+
+    /// The same with marks over the lines.
+    ///
+    /// # Errors
+    /// As [`Chart::write`].
+    pub(crate) fn write_with(&self, marks: &[Mark], path: &Path) -> Result<()> {
         check_path(path)?;
         let bytes = match path.extension().and_then(|e| e.to_str()) {
-            Some("png") => self.png()?,
-            _ => self.svg()?.into_bytes(),
+            Some("png") => self.png_with(marks)?,
+            _ => self.svg_with(marks)?.into_bytes(),
         };
         write_atomically(path, &bytes)
     }
@@ -110,13 +120,17 @@ impl Chart {
     /// # Errors
     /// None in practice: the drawing goes to memory.
     pub(crate) fn svg(&self) -> Result<String> {
+        self.svg_with(&[])
+    }
+
+    fn svg_with(&self, marks: &[Mark]) -> Result<String> {
         register_fonts();
         let fine = (SIZE.0 * SVG_GRID, SIZE.1 * SVG_GRID);
         let mut out = String::new();
         {
             let area = SVGBackend::with_string(&mut out, fine).into_drawing_area();
             let scale = i32::try_from(SVG_GRID)?;
-            self.draw(&area, scale).map_err(|e| anyhow!("draw SVG: {e}"))?;
+            self.draw(&area, scale, marks).map_err(|e| anyhow!("draw SVG: {e}"))?;
         }
         let size = |(w, h): (u32, u32)| format!("width=\"{w}\" height=\"{h}\"");
         Ok(out.replacen(&size(fine), &size(SIZE), 1))
@@ -127,6 +141,10 @@ impl Chart {
     /// # Errors
     /// None in practice: the drawing goes to memory.
     pub(crate) fn png(&self) -> Result<Vec<u8>> {
+        self.png_with(&[])
+    }
+
+    fn png_with(&self, marks: &[Mark]) -> Result<Vec<u8>> {
         register_fonts();
         let scale = PNG_SCALE * SUPERSAMPLING;
         let (width, height) = (SIZE.0 * PNG_SCALE, SIZE.1 * PNG_SCALE);
@@ -135,7 +153,7 @@ impl Chart {
         {
             let area = BitMapBackend::with_buffer(&mut pixels, fine).into_drawing_area();
             let scale = i32::try_from(scale)?;
-            self.draw(&area, scale).map_err(|e| anyhow!("draw PNG: {e}"))?;
+            self.draw(&area, scale, marks).map_err(|e| anyhow!("draw PNG: {e}"))?;
         }
         let pixels = shrink(&pixels, fine.0 as usize, SUPERSAMPLING as usize);
         let mut out = Vec::new();
@@ -152,8 +170,9 @@ impl Chart {
         &self,
         area: &DrawingArea<B, Shift>,
         scale: i32,
+        marks: &[Mark],
     ) -> Result<(), String> {
-        Drawing { chart: self, area, scale, frame: self.frame() }.draw()
+        Drawing { chart: self, marks, area, scale, frame: self.frame() }.draw()
     }
 
     /// Left, top, right, bottom of the plot, in units of the SVG.

@@ -1,7 +1,9 @@
 //! `muon schedules`: coefficient schedules by name or from a file, as tables, JSON and plots.
 
+mod comparison;
 mod facts;
 mod plot;
+pub(crate) mod published;
 
 use std::io::Write as _;
 
@@ -21,6 +23,10 @@ use crate::tables::table;
 /// Unknown names; the file system's.
 pub(crate) fn schedules(args: &SchedulesArgs) -> Result<Ended> {
     args.plot.as_deref().map_or(Ok(()), check_path)?;
+    if args.table {
+        comparison::print(args)?;
+        return Ok(Ended::Well);
+    }
     match &args.schedule {
         Some(name) => one(args, &CoefficientSchedule::preset_or_file(name)?)?,
         None if args.plot.is_some() => {
@@ -31,6 +37,14 @@ pub(crate) fn schedules(args: &SchedulesArgs) -> Result<Ended> {
         None => all(args)?,
     }
     Ok(Ended::Well)
+}
+
+/// p∘…∘p of a schedule over log σ, one line for every iteration.
+///
+/// # Errors
+/// None in practice.
+pub(crate) fn composition_chart(schedule: &CoefficientSchedule) -> Result<crate::chart::Chart> {
+    Ok(plot::chart(schedule, &Facts::of(schedule)?))
 }
 
 fn all(args: &SchedulesArgs) -> Result<()> {

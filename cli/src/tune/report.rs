@@ -1,0 +1,171 @@
+//! A study for people: the table, and the charts.
+
+use muon_cuda::{CoefficientSchedule, Spectrum};
+
+use super::record::{Entry, Record};
+use super::search::front;
+use crate::args::ObjectiveName;
+use crate::chart::{Axis, Chart, Line, Mark, PALETTE, Scale, Weight, blend};
+use crate::tables::table;
+
+/// What the columns mean.
+pub(crate) const LEGEND: &str = "\
+n³: floating-point operations over (short side)³, one triangle of each symmetric product. predicted: the study's\n\
+objective under rounding. polar mean, worst: relative Frobenius distance to UVᵀ, measured on one matrix for each\n\
+spectrum, rounded at every store; held out: the worst on families the search did not see. one row: what rounding\n\
+can make of a single dominant row. A dash: does not apply, or the set does not survive this precision.";
+
+/// Tuned schedules and published ones.
+pub(crate) fn print(record: &Record) -> String {
+    let mut table = table([
+        "schedule",
+        "degrees",
+        "method",
+        "n³",
+        "predicted",
+        "polar mean",
+        "polar worst",
+        "held out",
+        "safe σ",
+        "one row",
+    ]);
+    let optional = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
+    for e in record.tuned.iter().chain(&record.published) {
+        table.add_row([
+            e.name.clone(),
+            e.candidate.degrees.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            e.candidate.method().to_string(),
+            format!("{:.1}", e.cost),
+            optional(e.score),
+            optional(e.measured.as_ref().map(super::measure::Measured::mean)),
+            optional(e.measured.as_ref().map(super::measure::Measured::worst)),
+            optional(e.held_out.as_ref().map(super::measure::Measured::worst)),
+            format!("{:.3}", e.safe_sigma),
+            e.rounded_image
+                .filter(|r| r.1 < 100.0)
+                .map_or("-".to_owned(), |(low, high)| format!("{low:.2} to {high:.2}")),
+        ]);
+    }
+    table.to_string()
+}
+
+/// Cost against score: the front of the tuned ones, all others as marks.
+pub(crate) fn pareto(record: &Record) -> (Chart, Vec<Mark>) {
+    let scored = |e: &Entry| e.score.filter(|s| *s > 0.0).map(|s| (e.cost, s));
+    let tuned: Vec<(f64, f64)> = record.tuned.iter().filter_map(scored).collect();
+    let published: Vec<(&Entry, (f64, f64))> =
+        record.published.iter().filter_map(|e| Some((e, scored(e)?))).collect();
+    let all = || tuned.iter().copied().chain(published.iter().map(|p| p.1));
+    let most = all().map(|p| p.0).fold(1.0, f64::max);
+    let (low, high) = all().fold((f64::INFINITY, 0.0f64), |(l, h), p| (l.min(p.1), h.max(p.1)));
+    // A step line: with that cost to spend, this error.
+    let order = front(&tuned);
+    let mut points: Vec<(f64, f64)> = Vec::new();
+    for i in order {
+        if let Some(last) = points.last().copied() {
+            points.push((tuned[i].0, last.1));
+        }
+        points.push(tuned[i]);
+    }
+    if let Some(last) = points.last().copied() {
+        points.push((1.05 * most, last.1));
+    }
+    let mut marks: Vec<Mark> = published
+        .iter()
+        .map(|(e, at)| Mark { label: e.name.clone(), color: PALETTE[3], at: *at })
+        .collect();
+    let tuned_marks = record.tuned.iter().filter_map(|e| {
+        let degrees: Vec<String> = e.candidate.degrees.iter().map(ToString::to_string).collect();
+        Some(Mark { label: degrees.join(","), color: PALETTE[0], at: scored(e)? })
+    });
+    marks.extend(tuned_marks);
+    let s = &record.settings;
+    let chart = Chart {
+        title: format!(
+            "Tuned for {}, long side {} times the short one",
+            s.precision.name(),
+            s.aspect
+        ),
+        subtitle: format!(
+            "Predicted {} over {} spectra against the cost of the matrix products; orange: tuned (degrees), blue: published",
+            objective_in_words(s.objective),
+            record.spectra.len()
+        ),
+        x: Axis { title: "FLOPs in n³".into(), range: (0.0, 1.05 * most), scale: Scale::Linear },
+        y: Axis {
+            title: objective_in_words(s.objective).into(),
+            range: (low / 1.3, (high * 1.3).max(low * 1.4)),
+            scale: Scale::Log,
+        },
+        band: None,
+        lines: vec![Line {
+            label: "tuned".into(),
+            color: PALETTE[0],
+            weight: Weight::Strong,
+            points,
+        }],
+    };
+    (chart, marks)
+}
+
+fn objective_in_words(objective: ObjectiveName) -> &'static str {
+    match objective {
+        ObjectiveName::Error => "error to the polar factor",
+        ObjectiveName::Alignment => "1 − cosine with the polar factor",
+        ObjectiveName::WorstCase => "worst error on the interval",
+    }
+}
+
+/// Where the singular values of all spectra end, without rounding: one distribution for each schedule.
+pub(crate) fn errors(schedules: &[CoefficientSchedule], spectra: &[Spectrum]) -> Chart {
+    const BINS: u32 = 60;
+    const RANGE: (f64, f64) = (0.0, 1.5);
+    let width = (RANGE.1 - RANGE.0) / f64::from(BINS);
+    let total: f64 = spectra.iter().map(|s| s.rank() as f64).sum();
+    let mut highest = 0.0f64;
+    let lines = schedules
+        .iter()
+        .enumerate()
+        .map(|(i, schedule)| {
+            let safety = match schedule.normalization() {
+                muon_cuda::Normalization::Frobenius { safety } => safety,
+                muon_cuda::Normalization::Aol => 1.0,
+            };
+            let mut values: Vec<f64> = spectra
+                .iter()
+                .flat_map(|s| s.values().iter().filter(|x| **x > 0.0))
+                .map(|x| schedule.eval(x / safety))
+                .collect();
+            values.sort_by(f64::total_cmp);
+            let mut points = Vec::new();
+            let mut before = 0;
+            for bin in 0..BINS {
+                let end = RANGE.0 + width * f64::from(bin + 1);
+                let upto = values.partition_point(|x| *x < end);
+                let share = (upto - before) as f64 / total;
+                before = upto;
+                highest = highest.max(share);
+                points.push((end - width, share));
+                points.push((end, share));
+            }
+            Line {
+                label: schedule.name().to_owned(),
+                color: if i == 0 { PALETTE[0] } else { blend(PALETTE[i % PALETTE.len()], 0.8) },
+                weight: if i == 0 { Weight::Strong } else { Weight::Thin },
+                points,
+            }
+        })
+        .collect();
+    Chart {
+        title: "Where singular values end".into(),
+        subtitle: "Share of all nonzero singular values of the study's spectra, by result; exact composition".into(),
+        x: Axis { title: "result".into(), range: RANGE, scale: Scale::Linear },
+        y: Axis {
+            title: "share".into(),
+            range: (0.0, (1.1 * highest).max(1e-3)),
+            scale: Scale::Linear,
+        },
+        band: None,
+        lines,
+    }
+}

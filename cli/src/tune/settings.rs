@@ -1,0 +1,240 @@
+//! What a study is: everything its result depends on.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use muon_cuda::spectrum::{self, SpectrumFamily};
+use muon_cuda::{MatrixShape, Precision, Spectrum};
+use serde::{Deserialize, Serialize};
+
+use crate::args::{AggregateName, ObjectiveName, TuneArgs, TuneMethodName, TunePrecisionName};
+use crate::exit::usage;
+
+/// Format of journals and records; raised when an old one no longer means the same.
+pub(crate) const VERSION: u32 = 1;
+
+/// Spectra that stand for what gradients and momenta look like, where the user names none.
+pub(crate) const DEFAULT_SPECTRA: [&str; 9] = [
+    "gaussian",
+    "power:0.5",
+    "power:1",
+    "exponential:3",
+    "exponential:5",
+    "linear",
+    "outliers:1:10",
+    "two-level:0.5:0",
+    "rank:0.3",
+];
+
+/// A study, as its journal and its record keep it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    pub(crate) version: u32,
+    pub(crate) precision: TunePrecisionName,
+    /// Long side over short side.
+    pub(crate) aspect: f64,
+    /// Short side of analytic spectra and of the matrices that finalists are measured on.
+    pub(crate) short: usize,
+    pub(crate) families: Vec<String>,
+    pub(crate) files: Vec<String>,
+    /// Of the values in `files`: a file that has changed is found out.
+    pub(crate) fingerprint: u64,
+    pub(crate) iterations: Vec<usize>,
+    pub(crate) degrees: Vec<usize>,
+    pub(crate) method: TuneMethodName,
+    pub(crate) max_cost: Option<f64>,
+    pub(crate) objective: ObjectiveName,
+    pub(crate) aggregate: AggregateName,
+    /// Lower end of the interval of `band` and of the worst case.
+    pub(crate) lower: f64,
+    pub(crate) band: Option<(f64, f64)>,
+    pub(crate) min_safe_sigma: f64,
+    pub(crate) max_slope: Option<f64>,
+    /// Whether rounding may not carry a single row out of (0, 1.5).
+    pub(crate) rounding_safe: bool,
+    pub(crate) seed: u64,
+    pub(crate) polish: usize,
+    pub(crate) evaluations: usize,
+    /// Families that finalists are judged on and that the search does not see.
+    pub(crate) held_out: Vec<String>,
+}
+
+impl Settings {
+    /// From the command line.
+    ///
+    /// # Errors
+    /// Arguments that contradict each other or cannot be met; files that do not read.
+    pub(crate) fn new(args: &TuneArgs) -> Result<Self> {
+        let families = match (&args.spectrum[..], &args.spectra[..]) {
+            ([], []) => DEFAULT_SPECTRA.map(str::to_owned).to_vec(),
+            (families, _) => families.to_vec(),
+        };
+        let held_out = match &args.held_out {
+            Some(path) => families_of(path)?,
+            None => Vec::new(),
+        };
+        let precision = args.precision;
+        let u = precision.of().map_or(f64::EPSILON, Precision::unit_roundoff);
+        let mut settings = Self {
+            version: VERSION,
+            precision,
+            aspect: args.aspect,
+            short: args.size,
+            families,
+            files: args.spectra.iter().map(|p| p.display().to_string()).collect(),
+            fingerprint: 0,
+            iterations: args.iterations.clone(),
+            degrees: args.degrees.clone(),
+            method: args.method,
+            max_cost: args.max_cost,
+            objective: args.objective,
+            aggregate: args.aggregate,
+            lower: args.lower,
+            band: args.band.as_deref().map(band).transpose()?,
+            min_safe_sigma: args.min_safe_sigma.unwrap_or((1.0 + u) * (1.0 + u)),
+            max_slope: args.max_slope,
+            rounding_safe: !args.no_rounding_safety,
+            seed: args.seed,
+            polish: args.polish,
+            evaluations: args.evaluations,
+            held_out,
+        };
+        settings.check()?;
+        settings.fingerprint = fingerprint(&settings.spectra_of_files()?);
+        Ok(settings)
+    }
+
+    /// Refuses what no search can meet.
+    ///
+    /// # Errors
+    /// Says which setting.
+    pub(crate) fn check(&self) -> Result<()> {
+        let finite = |what: &str, x: f64, low: f64| -> Result<()> {
+            if x.is_finite() && x >= low {
+                return Ok(());
+            }
+            Err(usage(format!("{what} must be finite and at least {low}, found `{x}`")))
+        };
+        ensure!(
+            self.version == VERSION,
+            "the study has format {}, this program reads {VERSION}",
+            self.version
+        );
+        finite("--aspect", self.aspect, 1.0)?;
+        finite("--min-safe-sigma", self.min_safe_sigma, 0.0)?;
+        if let Some(cost) = self.max_cost {
+            finite("--max-cost", cost, 0.0)?;
+        }
+        if let Some(slope) = self.max_slope {
+            finite("--max-slope", slope, 1.0)?;
+        }
+        if !(self.lower > 0.0 && self.lower < 1.0) {
+            return Err(usage(format!("--lower lies in (0, 1), found `{}`", self.lower)));
+        }
+        if self.short < 2 || self.short > 4096 {
+            return Err(usage(format!("--size lies between 2 and 4096, found `{}`", self.short)));
+        }
+        if self.long() > 1 << 16 {
+            return Err(usage("--size times --aspect is at most 65536"));
+        }
+        if let Some(d) = self.degrees.iter().find(|d| !matches!(d, 3 | 5 | 9)) {
+            return Err(usage(format!("--degrees are 3, 5 and 9, found `{d}`")));
+        }
+        if let Some(t) = self.iterations.iter().find(|t| !(1..=8).contains(*t)) {
+            return Err(usage(format!("--iterations lie between 1 and 8, found `{t}`")));
+        }
+        if self.iterations.is_empty() || self.degrees.is_empty() {
+            return Err(usage("--iterations and --degrees need a value each"));
+        }
+        if self.evaluations == 0 {
+            return Err(usage(
+                "a budget of 0 evaluations finds nothing; --evaluations is at least 1",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Long side of analytic spectra and of matrices.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "both factors were checked; rounding to a whole side is meant"
+    )]
+    pub(crate) fn long(&self) -> usize {
+        (self.short as f64 * self.aspect).round() as usize
+    }
+
+    /// The shape of analytic spectra and of matrices.
+    pub(crate) fn shape(&self) -> MatrixShape {
+        MatrixShape { rows: self.short, cols: self.long() }
+    }
+
+    /// Everything the search is scored on.
+    ///
+    /// # Errors
+    /// Unknown families; files that do not read, are empty, or changed since the study began.
+    pub(crate) fn spectra(&self) -> Result<Vec<Spectrum>> {
+        let measured = self.spectra_of_files()?;
+        ensure!(
+            fingerprint(&measured) == self.fingerprint,
+            "the spectra in {} are no longer those the study began with; start a new one",
+            self.files.join(", ")
+        );
+        let mut spectra = analytic(&self.families, self.shape())?;
+        spectra.extend(measured);
+        Ok(spectra)
+    }
+
+    fn spectra_of_files(&self) -> Result<Vec<Spectrum>> {
+        let mut spectra = Vec::new();
+        for file in &self.files {
+            spectra.extend(spectrum::load(file)?);
+        }
+        Ok(spectra)
+    }
+}
+
+/// The families of a file: one spelling a line, `#` begins a comment.
+///
+/// # Errors
+/// A file that does not read or holds none.
+pub(crate) fn families_of(path: &Path) -> Result<Vec<String>> {
+    let families: Vec<String> = std::fs::read_to_string(path)
+        .with_context(|| format!("read {}", path.display()))?
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
+    ensure!(!families.is_empty(), "{} names no family of spectra", path.display());
+    Ok(families)
+}
+
+/// Spectra of that shape by their spelling.
+///
+/// # Errors
+/// An unknown family or a parameter outside its range.
+pub(crate) fn analytic(families: &[String], shape: MatrixShape) -> Result<Vec<Spectrum>> {
+    families.iter().map(|text| Ok(text.parse::<SpectrumFamily>()?.spectrum(shape)?)).collect()
+}
+
+/// `LO,HI`.
+fn band(text: &[f64]) -> Result<(f64, f64)> {
+    match *text {
+        [low, high] if low.is_finite() && high.is_finite() && low < high => Ok((low, high)),
+        _ => Err(usage("--band takes two numbers, the lower one first: --band 0.7,1.3")),
+    }
+}
+
+/// FNV-1a over names and values.
+fn fingerprint(spectra: &[Spectrum]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for s in spectra {
+        let values = s.values().iter().flat_map(|x| x.to_bits().to_le_bytes());
+        for byte in s.name().bytes().chain(values) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    hash
+}
