@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::coefficients::{CoefficientSchedule, Normalization};
+use crate::error::Result;
 use crate::precision::Precision;
+use crate::prediction::rounded_image;
 use crate::recipe::{Method, Recipe};
 use crate::rounding::{Size, rounding_errors};
 use crate::shape::MatrixShape;
@@ -146,6 +148,31 @@ struct Key {
     groups: Vec<usize>,
 }
 
+impl Key {
+    fn new(
+        schedule: &CoefficientSchedule,
+        precision: Precision,
+        size: Size,
+        groups: &[usize],
+    ) -> Self {
+        let polynomials = schedule.polynomials();
+        Self {
+            coefficients: polynomials
+                .iter()
+                .flat_map(|p| p.coefficients().iter().map(|c| c.to_bits()))
+                .collect(),
+            lengths: polynomials.iter().map(|p| p.coefficients().len()).collect(),
+            safety: match schedule.normalization() {
+                Normalization::Frobenius { safety } => Some(safety.to_bits()),
+                Normalization::Aol => None,
+            },
+            precision,
+            size,
+            groups: groups.to_vec(),
+        }
+    }
+}
+
 static EMULATED: Mutex<Option<HashMap<Key, Option<[f64; 8]>>>> = Mutex::new(None);
 
 /// [`rounding_errors`], each computed once a process. `limits` must depend on the other arguments alone.
@@ -157,26 +184,33 @@ fn emulated(
     recipe: &Recipe,
     limits: &[f64; 8],
 ) -> Option<[f64; 8]> {
-    let polynomials = schedule.polynomials();
-    let key = Key {
-        coefficients: polynomials
-            .iter()
-            .flat_map(|p| p.coefficients().iter().map(|c| c.to_bits()))
-            .collect(),
-        lengths: polynomials.iter().map(|p| p.coefficients().len()).collect(),
-        safety: match schedule.normalization() {
-            Normalization::Frobenius { safety } => Some(safety.to_bits()),
-            Normalization::Aol => None,
-        },
-        precision,
-        size,
-        groups: groups.to_vec(),
-    };
+    let key = Key::new(schedule, precision, size, groups);
     let mut memory = EMULATED.lock().unwrap_or_else(PoisonError::into_inner);
     *memory
         .get_or_insert_default()
         .entry(key)
         .or_insert_with(|| rounding_errors(schedule, recipe, precision, size, limits))
+}
+
+static LARGEST: Mutex<Option<HashMap<Key, f64>>> = Mutex::new(None);
+
+/// Upper end of [`rounded_image`] in standard form, each computed once a process; 1 where it is not known (AOL).
+///
+/// # Errors
+/// A schedule no recipe can be made of.
+pub(crate) fn largest_rounded(schedule: &CoefficientSchedule, precision: Precision) -> Result<f64> {
+    if schedule.normalization() == Normalization::Aol {
+        return Ok(1.0);
+    }
+    let key = Key::new(schedule, precision, Size::SMALL, &[]);
+    let mut memory = LARGEST.lock().unwrap_or_else(PoisonError::into_inner);
+    let memory = memory.get_or_insert_default();
+    if let Some(largest) = memory.get(&key) {
+        return Ok(*largest);
+    }
+    let (_, largest) = rounded_image(schedule, &Method::Standard, precision)?;
+    memory.insert(key, largest);
+    Ok(largest)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::coefficients::{CoefficientSchedule, Normalization};
 use crate::config::{MethodChoice, MuonConfig, MuonRule, Orthogonalizer};
-use crate::error::{Result, ResultExt};
+use crate::error::{Error, Result, ResultExt};
 use crate::method;
 use crate::precision::Precision;
 use crate::recipe::{Method, Recipe};
@@ -248,6 +248,9 @@ impl Plan {
     }
 }
 
+/// The largest singular value a schedule may reach under rounding: that up to which its exact image counts as safe.
+const LARGEST_ROUNDED: f64 = 1.5;
+
 /// A schedule with the asked number of iterations, made safe for a precision.
 pub(crate) struct PreparedSchedule {
     pub schedule: CoefficientSchedule,
@@ -258,7 +261,8 @@ pub(crate) struct PreparedSchedule {
 
 impl PreparedSchedule {
     /// # Errors
-    /// An `Exact` schedule asked for another length, or one that its normalisation does not keep safe.
+    /// An `Exact` schedule asked for another length, one that its normalisation does not keep safe, or one that
+    /// diverges when it is rounded.
     pub(crate) fn new(
         schedule: &CoefficientSchedule,
         iterations: Option<usize>,
@@ -273,6 +277,16 @@ impl PreparedSchedule {
             Normalization::Frobenius { safety } => safety,
             Normalization::Aol => 1.0,
         };
+        // A schedule that is safe in exact arithmetic may still have no room for the rounding of its stores.
+        let largest = method::largest_rounded(&schedule, precision)?;
+        if largest > LARGEST_ROUNDED {
+            return Err(Error::invalid_config(format!(
+                "schedule `{}` diverges in {precision}: rounded at every store, a matrix that one row dominates can reach a \
+                 singular value of {largest:.1e} (allowed: {LARGEST_ROUNDED}); use f32, or a schedule with room for \
+                 rounding such as `tuned_{precision}`",
+                schedule.name()
+            )));
+        }
         Ok(Self { schedule, safety, added_safety })
     }
 

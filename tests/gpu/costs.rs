@@ -3,7 +3,10 @@
 
 use cuda_emulator::Counters;
 use half::bf16;
-use muon_cuda::{AdamWRule, MethodChoice, Muon, MuonConfig, ParamId, ParamSpec, Precision, StepOptions, StepTensor, Cuda};
+use muon_cuda::{
+    AdamWRule, Cuda, MethodChoice, Muon, MuonConfig, ParamId, ParamSpec, Precision, StepOptions,
+    StepTensor,
+};
 
 use crate::device::{Offset, Session, muon, stream, with_device};
 use crate::support::{Random, rule};
@@ -37,10 +40,13 @@ impl Gpt2 {
         };
         for layer in 0..12 {
             for part in ["q", "k", "v", "o"] {
-                model.matrix_elements += add(&mut model, hidden, format!("{layer}.{part}"), &[width, width]);
+                model.matrix_elements +=
+                    add(&mut model, hidden, format!("{layer}.{part}"), &[width, width]);
             }
-            model.matrix_elements += add(&mut model, hidden, format!("{layer}.up"), &[4 * width, width]);
-            model.matrix_elements += add(&mut model, hidden, format!("{layer}.down"), &[width, 4 * width]);
+            model.matrix_elements +=
+                add(&mut model, hidden, format!("{layer}.up"), &[4 * width, width]);
+            model.matrix_elements +=
+                add(&mut model, hidden, format!("{layer}.down"), &[width, 4 * width]);
             for part in ["ln1", "ln2"] {
                 model.other_elements += add(&mut model, rest, format!("{layer}.{part}"), &[width]);
             }
@@ -51,8 +57,11 @@ impl Gpt2 {
 
     fn step(&mut self, lr_factor: f64) {
         let options = StepOptions { lr_factor, ..StepOptions::default() };
-        let mut tensors: Vec<_> =
-            self.params.iter_mut().map(|(id, p, g)| StepTensor::new(*id, p.param(), g.grad())).collect();
+        let mut tensors: Vec<_> = self
+            .params
+            .iter_mut()
+            .map(|(id, p, g)| StepTensor::new(*id, p.param(), g.grad()))
+            .collect();
         self.muon.step(&options, &mut tensors).unwrap();
     }
 
@@ -104,13 +113,19 @@ fn a_gpt2_step_costs_what_the_plan_says() {
         let launches: u64 = c.kernels.values().map(|k| k.launches).sum();
         println!("launches {launches} + products {} = {}", c.blas_calls, launches + c.blas_calls);
         for kernel in c.kernels.keys() {
-            let elements = if kernel.starts_with("adamw") || kernel.starts_with("gradient") { adam } else { n };
+            let elements = if kernel.starts_with("adamw") || kernel.starts_with("gradient") {
+                adam
+            } else {
+                n
+            };
             println!("{kernel}: {:.3} B per element", bytes(&c, kernel, elements));
         }
         assert!(launches + c.blas_calls <= 60, "{launches} launches, {} products", c.blas_calls);
         assert_eq!(c.gemm_flops, model.full_flops());
         // bf16 gradient and iterate, f32 momentum and parameter; at most 1 % for tables and partial sums.
-        let a = bytes(&c, "direction_scan", n) + bytes(&c, "momentum_blend", n) + bytes(&c, "norm_finish", n);
+        let a = bytes(&c, "direction_scan", n)
+            + bytes(&c, "momentum_blend", n)
+            + bytes(&c, "norm_finish", n);
         assert!(a <= 18.0 * 1.01, "pass A and normalisation: {a} B per element");
         let b = bytes(&c, "update_apply", n);
         assert!(b <= 10.0 * 1.01, "pass B: {b} B per element");
@@ -142,7 +157,10 @@ fn two_hundred_steps_take_no_more_memory_than_two() {
         }
         model.muon.synchronize().unwrap();
         if let Some((before, after)) = before.zip(session.counters()) {
-            assert_eq!((before.live_bytes, before.allocations), (after.live_bytes, after.allocations));
+            assert_eq!(
+                (before.live_bytes, before.allocations),
+                (after.live_bytes, after.allocations)
+            );
         }
         let _ = rule("jordan");
     });

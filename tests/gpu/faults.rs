@@ -2,7 +2,8 @@
 
 use cuda_emulator::{Config, Fault, FaultSite};
 use muon_cuda::{
-    AdamWRule, Cuda, Muon, MuonConfig, MuonRule, Orthogonalizer, ParamSpec, Result, StepOptions, StepTensor,
+    AdamWRule, Cuda, Muon, MuonConfig, MuonRule, Orthogonalizer, ParamSpec, Result, StepOptions,
+    StepTensor,
 };
 
 use crate::device::{Offset, Session, on_gpu};
@@ -10,8 +11,12 @@ use crate::support::Random;
 
 /// `CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES`, `CUDA_ERROR_OUT_OF_MEMORY`, `CUBLAS_STATUS_EXECUTION_FAILED`, `CUDA_ERROR_INVALID_VALUE`:
 /// none of them ends the context when a call returns it.
-const PASSING: [(FaultSite, i32); 4] =
-    [(FaultSite::Launch, 701), (FaultSite::Allocation, 2), (FaultSite::Blas, 13), (FaultSite::Copy, 1)];
+const PASSING: [(FaultSite, i32); 4] = [
+    (FaultSite::Launch, 701),
+    (FaultSite::Allocation, 2),
+    (FaultSite::Blas, 13),
+    (FaultSite::Copy, 1),
+];
 
 /// What a run came to.
 #[derive(Debug, PartialEq)]
@@ -27,7 +32,8 @@ struct Outcome {
 /// Two matrices of different shape and a vector; a step that fails is tried once more.
 fn run(steps: usize) -> Result<Outcome> {
     let mut muon: Muon<Cuda> = Muon::new(Cuda::new(0)?, MuonConfig::default())?;
-    let rule = MuonRule { orthogonalizer: Orthogonalizer::preset("jordan")?, ..MuonRule::default() };
+    let rule =
+        MuonRule { orthogonalizer: Orthogonalizer::preset("jordan")?, ..MuonRule::default() };
     let hidden = muon.add_group("hidden", rule)?;
     let rest = muon.add_group("rest", AdamWRule::default())?;
     let shapes: [&[usize]; 3] = [&[6, 9], &[8, 5], &[7]];
@@ -59,7 +65,10 @@ fn run(steps: usize) -> Result<Outcome> {
             }
             Err(e) => {
                 outcome.refused = e.is_torn();
-                assert!(muon.checkpoint().is_err_and(|e| e.is_torn()), "a torn optimizer must not be saved");
+                assert!(
+                    muon.checkpoint().is_err_and(|e| e.is_torn()),
+                    "a torn optimizer must not be saved"
+                );
                 break;
             }
         }
@@ -101,7 +110,10 @@ fn every_failed_call_is_an_error_that_leaves_whole_steps_or_says_which_are_torn(
                 Err(e) => assert!(!e.to_string().is_empty()),
                 Ok(outcome) => match &outcome.error {
                     None => {
-                        assert_eq!(outcome.params, undisturbed.params, "{site:?} {nth}: undisturbed");
+                        assert_eq!(
+                            outcome.params, undisturbed.params,
+                            "{site:?} {nth}: undisturbed"
+                        );
                         passed += 1;
                         if passed > 1 {
                             break;
@@ -109,7 +121,10 @@ fn every_failed_call_is_an_error_that_leaves_whole_steps_or_says_which_are_torn(
                     }
                     Some(error) if outcome.torn => {
                         assert!(error.contains("half stepped: `p"), "{site:?} {nth}: {error}");
-                        assert!(outcome.refused, "{site:?} {nth}: a torn optimizer went on: {error}");
+                        assert!(
+                            outcome.refused,
+                            "{site:?} {nth}: a torn optimizer went on: {error}"
+                        );
                         torn += 1;
                     }
                     // Nothing had happened: tried once more, the steps give what they give undisturbed.
@@ -142,7 +157,8 @@ fn after_a_sticky_error_every_call_returns_the_first_cause() {
     let g = Offset::new(&stream, &[0.5f32; 54], 0);
     let mut first = None;
     for _ in 0..20 {
-        let step = muon.step(&StepOptions::default(), &mut [StepTensor::new(id, p.param(), g.grad())]);
+        let step =
+            muon.step(&StepOptions::default(), &mut [StepTensor::new(id, p.param(), g.grad())]);
         if let Err(e) = step.and_then(|_| muon.synchronize()) {
             first = Some(e);
             break;
@@ -154,7 +170,8 @@ fn after_a_sticky_error_every_call_returns_the_first_cause() {
         muon.synchronize().unwrap_err(),
         muon.counters(id).unwrap_err(),
         muon.checkpoint().unwrap_err(),
-        muon.step(&StepOptions::default(), &mut [StepTensor::new(id, p.param(), g.grad())]).unwrap_err(),
+        muon.step(&StepOptions::default(), &mut [StepTensor::new(id, p.param(), g.grad())])
+            .unwrap_err(),
     ] {
         assert!(error.is_torn() || error.cuda_status() == Some(700), "{error}");
         assert!(error.to_string().contains("700"), "{error}");

@@ -8,12 +8,21 @@
 //!
 //! Text: Muon's learning rate is the winner of a sweep on seeds 100 and 101; the others' were fixed by hand.
 
+use muon_cuda::Precision;
+
 use super::config::{Kind, MuonMethod, Task};
 use super::transformer::TransformerShape;
 
-/// Coefficient schedules that are compared unless others are asked for; `exact` is the SVD.
-pub(crate) const SCHEDULES: [&str; 5] =
-    ["classical_cubic", "jordan", "polar_express_5", "nonic3_band12", "exact"];
+/// Coefficient schedules that are compared unless others are asked for; `exact` is the SVD. The cheapest one has
+/// no room for 16-bit rounding, where a tuned one takes its place.
+pub(crate) fn schedules(precision: Precision) -> [&'static str; 5] {
+    let cheapest = match precision {
+        Precision::Bf16 => "tuned_bf16",
+        Precision::Fp16 => "tuned_fp16",
+        _ => "nonic3_band12",
+    };
+    ["classical_cubic", "jordan", "polar_express_5", cheapest, "exact"]
+}
 
 /// Learning rate of AdamW for the head and the biases under Muon; on no grid.
 pub(crate) const HEAD_LR: f64 = 3e-3;
