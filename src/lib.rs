@@ -66,7 +66,9 @@ pub use config::{
 };
 pub use cpu::{Cpu, CpuGrad, CpuParamMut, CpuState, CpuWorkspace};
 #[cfg(feature = "cuda")]
-pub use cuda::{Cuda, CudaGrad, CudaParamMut, CudaState, CudaWorkspace, cudarc, diagnosis};
+pub use cuda::{
+    CapturedStep, Cuda, CudaGrad, CudaParamMut, CudaState, CudaWorkspace, cudarc, diagnosis,
+};
 pub use device::{
     AdamWJob, BufferInfo, Counters, Device, HostBuffer, MatrixJob, MuonScalars, StateData,
     StateRule, StateSpec, StepTensor,

@@ -268,6 +268,8 @@ pub struct Muon<D: Device> {
     scratch: Scratch,
     /// Set by a step that was interrupted half-way.
     torn: Option<String>,
+    /// Counts the plans that were made.
+    generation: u64,
 }
 
 /// How far a step came.
@@ -335,6 +337,7 @@ impl<D: Device> Muon<D> {
             planned: None,
             scratch: Scratch::default(),
             torn: None,
+            generation: 0,
         })
     }
 
@@ -440,10 +443,7 @@ impl<D: Device> Muon<D> {
         options: &StepOptions,
         tensors: &mut [StepTensor<'_, D>],
     ) -> Result<StepReport> {
-        options.validate().context(|| "step options")?;
-        self.refuse_torn()?;
-        self.prepare_plan()?;
-        self.match_tensors(tensors)?;
+        self.ready(options, tensors)?;
         if options.found_non_finite == FoundNonFinite::Yes {
             return Ok(StepReport {
                 skipped: true,
@@ -464,7 +464,7 @@ impl<D: Device> Muon<D> {
     }
 
     /// The stages of a step, in order; `scratch.stage` says how far it came.
-    fn run_stages(
+    pub(crate) fn run_stages(
         &mut self,
         options: &StepOptions,
         tensors: &mut [StepTensor<'_, D>],
@@ -671,7 +671,37 @@ impl<D: Device> Muon<D> {
         let plan = Plan::new(&self.config, inputs)?;
         let workspace = self.device.new_workspace(&plan)?;
         self.planned = Some(Planned { plan, workspace });
+        self.generation += 1;
         Ok(())
+    }
+
+    /// Which plan is in force: changes whenever parameters or rules did.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn generation(&self) -> (u64, u64) {
+        (self.owner, self.generation)
+    }
+
+    /// Which parameters have a gradient among the tensors matched last.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn present(&self) -> Vec<bool> {
+        self.scratch.tensor_of_param.iter().map(Option::is_some).collect()
+    }
+
+    /// What [`Muon::step`] checks before it touches anything.
+    pub(crate) fn ready(
+        &mut self,
+        options: &StepOptions,
+        tensors: &[StepTensor<'_, D>],
+    ) -> Result<()> {
+        options.validate().context(|| "step options")?;
+        self.refuse_torn()?;
+        self.prepare_plan()?;
+        self.match_tensors(tensors)
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_mut(&mut self) -> &mut D {
+        &mut self.device
     }
 
     /// Checks the tensors of a step and notes which parameter each one is.

@@ -1,7 +1,7 @@
 //! Executes a recipe on the first slots of a bucket: products by cublasLt, the rest by kernels.
 
 use super::gemm::{Gemm, Op as Transpose, Product};
-use super::launch::{Launcher, SymmetricBatch};
+use super::launch::{Launcher, Mode, SymmetricBatch};
 use super::table;
 use super::workspace::Slots;
 use crate::error::Result;
@@ -20,6 +20,9 @@ pub(super) fn execute(
     launcher: &Launcher,
     gemm: &mut Gemm,
 ) -> Result<()> {
+    if launcher.mode == Mode::TablesOnly {
+        return Ok(());
+    }
     let n = shape.short();
     let MatrixShape { rows, cols } = shape;
     let wide = shape.orientation() == Orientation::Wide;

@@ -24,11 +24,23 @@ pub(super) fn count(what: &str, n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::shape_mismatch(what, "at most 4294967295", n))
 }
 
+/// What becomes of the work of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// It is enqueued.
+    Enqueue,
+    /// It is recorded into a graph: enqueued, but without the fences of callers' slices.
+    Capture,
+    /// Nothing is enqueued but the tables that differ: a graph that was recorded reads them.
+    TablesOnly,
+}
+
 /// Kernels and the stream they are launched on.
 #[derive(Debug)]
 pub(super) struct Launcher {
     pub(super) kernels: Kernels,
     pub(super) stream: Arc<CudaStream>,
+    pub(super) mode: Mode,
 }
 
 /// A batch of symmetric matrices: `n × n` row-major, `stride` elements apart, of element type `dtype`.
@@ -42,6 +54,9 @@ pub(super) struct SymmetricBatch {
 
 macro_rules! launch {
     ($self:ident, $entry:literal, $grid:expr, $block:expr, [$($arg:expr),* $(,)?]) => {{
+        if $self.mode == Mode::TablesOnly {
+            return Ok(());
+        }
         let function = $self.kernels.function($entry)?;
         let mut builder = $self.stream.launch_builder(function);
         $(builder.arg(&$arg);)*

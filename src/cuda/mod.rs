@@ -10,6 +10,7 @@ pub(crate) mod compile;
 pub mod diagnosis;
 mod execute;
 mod gemm;
+mod graph;
 mod launch;
 pub(crate) mod library;
 mod memory;
@@ -31,12 +32,13 @@ use cudarc::driver::{CudaContext, CudaStream, SyncOnDrop};
 
 pub use buffers::{CudaGrad, CudaParamMut};
 pub use cudarc;
+pub use graph::CapturedStep;
 pub use state::CudaState;
 pub use workspace::CudaWorkspace;
 
 use compile::Kernels;
 use gemm::Gemm;
-use launch::Launcher;
+use launch::{Launcher, Mode};
 use status::driver_error;
 use tensors::{AdamWTables, FinishTables, GradScale, Spans};
 
@@ -67,6 +69,8 @@ pub struct Cuda {
     launcher: Launcher,
     gemm: Gemm,
     grad_scale: GradScale,
+    /// The inverse loss scale, under which gradients are summed to be clipped.
+    unscale: GradScale,
     /// 1, the factor under which the strict policy looks for what is not finite.
     one: GradScale,
     gradients: Spans,
@@ -112,9 +116,10 @@ impl Cuda {
         one.set(&stream, 1.0)?;
         Ok(Self {
             grad_scale: GradScale::new(&stream)?,
+            unscale: GradScale::new(&stream)?,
             one,
             gemm,
-            launcher: Launcher { kernels, stream },
+            launcher: Launcher { kernels, stream, mode: Mode::Enqueue },
             gradients: Spans::new(),
             adamw: AdamWTables::new(),
             finish: FinishTables::new(),
@@ -171,13 +176,23 @@ impl Cuda {
     }
 
     fn fence_grads<'s>(
+        &self,
         stream: &'s CudaStream,
         tensors: &'s [StepTensor<'_, Self>],
     ) -> Vec<SyncOnDrop<'s>> {
-        if !stream.context().is_managing_stream_synchronization() {
+        if self.launcher.mode != Mode::Enqueue
+            || !stream.context().is_managing_stream_synchronization()
+        {
             return Vec::new();
         }
         tensors.iter().filter_map(|t| t.grad.as_ref()?.fence(stream)).collect()
+    }
+}
+
+impl Drop for Cuda {
+    /// Waits for the stream: kernels must not be unloaded while they are queued. A failure has nowhere to go.
+    fn drop(&mut self) {
+        let _ = self.launcher.stream.synchronize();
     }
 }
 
@@ -266,13 +281,15 @@ impl Device for Cuda {
         self.run(|d| {
             d.chunk = 0;
             let stream = Arc::clone(&d.launcher.stream);
-            d.grad_scale.set(&stream, narrow(inverse_loss_scale))?;
-            let Some(limit) = clip_norm else { return Ok(()) };
-            let _fences = Self::fence_grads(&stream, tensors);
+            let Some(limit) = clip_norm else {
+                return d.grad_scale.set(&stream, narrow(inverse_loss_scale));
+            };
+            d.unscale.set(&stream, narrow(inverse_loss_scale))?;
+            let _fences = d.fence_grads(&stream, tensors);
             let scale = d.grad_scale.address();
             let gradients = tensors.iter().filter_map(|t| t.grad.as_ref()).map(CudaGrad::info);
             let gradients = gradients.map(|g| (g.address as u64, g.len, g.dtype));
-            let (spans, sums) = d.gradients.sums(&d.launcher, gradients, scale)?;
+            let (spans, sums) = d.gradients.sums(&d.launcher, gradients, d.unscale.address())?;
             d.launcher.clip_factor(spans, sums, inverse_loss_scale, limit, scale)?;
             d.grad_scale.written_by_device();
             Ok(())
@@ -282,7 +299,7 @@ impl Device for Cuda {
     fn find_non_finite(&mut self, tensors: &[StepTensor<'_, Self>]) -> Result<Option<usize>> {
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
-            let _fences = Self::fence_grads(&stream, tensors);
+            let _fences = d.fence_grads(&stream, tensors);
             let positions: Vec<usize> = tensors
                 .iter()
                 .enumerate()
@@ -307,7 +324,7 @@ impl Device for Cuda {
     ) -> Result<()> {
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
-            let _fences = Self::fence_grads(&stream, tensors);
+            let _fences = d.fence_grads(&stream, tensors);
             let (scale, chunk) = (d.grad_scale.address(), d.chunk);
             d.chunk += 1;
             passes::pass_a(&d.launcher, scale, plan, jobs, tensors, states, workspace, chunk)
@@ -356,7 +373,8 @@ impl Device for Cuda {
     ) -> Result<()> {
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
-            let managed = stream.context().is_managing_stream_synchronization();
+            let managed = d.launcher.mode == Mode::Enqueue
+                && stream.context().is_managing_stream_synchronization();
             let _fences: Vec<_> = tensors
                 .iter_mut()
                 .filter(|t| managed && t.grad.is_some())

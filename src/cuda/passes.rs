@@ -1,6 +1,6 @@
 //! Passes A and B: the tables of a chunk, and the launches over them.
 
-use super::launch::{Launcher, count};
+use super::launch::{Launcher, Mode, count};
 use super::state::CudaState;
 use super::table::{self, Matrix, Scalars, TILE};
 use super::workspace::{Chunk, CudaWorkspace};
@@ -171,6 +171,11 @@ pub(super) fn fill_master(
 ) -> Result<()> {
     if state.master() == 0 || state.master_ready {
         return Ok(());
+    }
+    if launcher.mode != Mode::Enqueue {
+        return Err(Error::invalid_config(
+            "capture: a bf16 parameter has no master copy yet; take one eager step with every tensor first",
+        ));
     }
     let param: &CudaParamMut<'_> = &tensor.param;
     let _fence = param.fence_read(&launcher.stream);

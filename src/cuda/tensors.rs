@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::launch::{Launcher, count};
+use super::launch::{Launcher, Mode, count};
 use super::memory::{Buffer, Room, Table};
 use super::state::CudaState;
 use super::table::{self, AdamWScalars, AdamWStep, Span, TILE, Tensor};
@@ -161,7 +161,7 @@ pub(super) fn adamw(
         .map(|g| (g.info().address as u64, g.info().len, g.info().dtype))
         .collect();
     let mut fences = Vec::new();
-    if stream.context().is_managing_stream_synchronization() {
+    if launcher.mode == Mode::Enqueue && stream.context().is_managing_stream_synchronization() {
         for t in tensors.iter_mut() {
             let Some(grad) = &t.grad else { continue };
             fences.extend(grad.fence(stream));

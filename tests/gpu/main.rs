@@ -13,6 +13,8 @@
 mod costs;
 mod device;
 mod faults;
+mod graph;
+mod hostile;
 mod step;
 #[path = "../support/mod.rs"]
 mod support;

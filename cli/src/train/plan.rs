@@ -165,7 +165,7 @@ fn kinds(args: &TrainArgs) -> Result<Vec<Kind>> {
             OptimizerName::Adamw => kinds.push(Kind::AdamW),
             OptimizerName::Muon => {
                 let named: Vec<&str> = if args.schedule.is_empty() {
-                    defaults::schedules(args.precision).to_vec()
+                    defaults::schedules(args.precision.into()).to_vec()
                 } else {
                     args.schedule.iter().map(String::as_str).collect()
                 };
