@@ -57,6 +57,7 @@ mod scale;
 mod shape;
 pub mod spectrum;
 mod state;
+mod transfer;
 pub mod verify;
 
 pub use coefficients::{CoefficientSchedule, Normalization, OddPolynomial, Tail};
@@ -85,6 +86,7 @@ pub use scale::UpdateScale;
 pub use shape::{Block, Layout, MatrixShape, Orientation, Split};
 pub use spectrum::Spectrum;
 pub use state::Checkpoint;
+pub use transfer::Transfer;
 
 /// Runs the example of the README as a test.
 #[cfg(doctest)]

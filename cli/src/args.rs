@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use muon_cuda::Precision;
+use muon_cuda::{Dtype, Precision};
 use serde::{Deserialize, Serialize};
 
+use crate::devices::DeviceName;
 use crate::train::config::LrScheduleName;
 
 const STYLES: Styles = Styles::styled()
@@ -177,13 +178,15 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
     pub(crate) seeds: usize,
 
-    /// Where the optimizer runs
-    #[arg(long, value_enum, default_value = "cpu", value_name = "NAME")]
+    /// Where the optimizer runs: cpu, reference (the f64 oracle), cuda[:N], or emulated (the GPU's kernels executed
+    /// and checked on the CPU, slow; in builds with feature `emulator`)
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate of the orthogonalization is stored in; 16 bit is emulated on the CPU
-    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
-    pub(crate) precision: PrecisionName,
+    /// What the iterate of the orthogonalization is stored in; 16 bit is emulated on the CPU [default: f32; bf16 on
+    /// CUDA]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) precision: Option<PrecisionName>,
 
     /// Threads of the optimizer in each run; the numbers do not depend on it
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
@@ -541,13 +544,13 @@ pub(crate) struct OrthogonalizeArgs {
     #[arg(long, conflicts_with = "schedule")]
     pub(crate) exact: bool,
 
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "cpu", value_name = "NAME")]
+    /// Where to compute: cpu, reference (the f64 oracle), cuda[:N], or emulated (in builds with feature `emulator`)
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate is stored in; 16 bit is emulated on the CPU
-    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
-    pub(crate) precision: PrecisionName,
+    /// What the iterate is stored in; 16 bit is emulated on the CPU [default: f32; bf16 on CUDA]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) precision: Option<PrecisionName>,
 
     /// Only tensors whose name matches; `*` is anything, `?` one character
     #[arg(long, value_name = "GLOB")]
@@ -582,6 +585,8 @@ Examples:
       against the f64 oracle, to 1e-12
   muon verify tests/data/torch_muon.json --precision bf16 --against bf16ns
       against PyTorch's own bf16 result
+  muon verify tests/data/torch_muon.json --device cuda:1 --precision bf16
+      on the second GPU
   muon verify tests/data/torch_adamw.json --json
       AdamW, for a program
 
@@ -591,15 +596,21 @@ pub(crate) struct VerifyArgs {
     #[arg(value_name = "TRAJECTORIES.json")]
     pub(crate) trajectories: PathBuf,
 
-    /// Where to replay
-    #[arg(long, value_enum, default_value = "cpu", value_name = "NAME")]
+    /// Where to replay: cpu, reference (the f64 oracle), cuda[:N], or emulated (the GPU's kernels executed and checked
+    /// on the CPU; in builds with feature `emulator`)
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
     /// What the iterate is stored in; 16 bit is emulated on the CPU
     #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
     pub(crate) precision: PrecisionName,
 
-    /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 0.02 bf16, 0.004 fp16; AdamW 1e-5]
+    /// What the momentum is stored in
+    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
+    pub(crate) momentum_dtype: MomentumName,
+
+    /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 0.02 bf16, 0.004 fp16, at least 0.01
+    /// with bf16 momentum; AdamW 1e-5]
     #[arg(long, value_name = "T")]
     pub(crate) tolerance: Option<f64>,
 
@@ -679,14 +690,13 @@ pub(crate) enum AgainstName {
     Bf16ns,
 }
 
-/// Where the optimizer's arithmetic runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum DeviceName {
-    /// f32 (or emulated 16 bit) on the CPU.
-    Cpu,
-    /// The f64 oracle: slow, independent of the rest of the library.
-    Reference,
+/// What the momentum of a replay is stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MomentumName {
+    /// 32 bit.
+    F32,
+    /// bfloat16.
+    Bf16,
 }
 
 /// What the iterate of an orthogonalization is stored in.
@@ -707,6 +717,15 @@ impl From<PrecisionName> for Precision {
             PrecisionName::F32 => Self::F32,
             PrecisionName::Bf16 => Self::Bf16,
             PrecisionName::Fp16 => Self::Fp16,
+        }
+    }
+}
+
+impl From<MomentumName> for Dtype {
+    fn from(name: MomentumName) -> Self {
+        match name {
+            MomentumName::F32 => Self::F32,
+            MomentumName::Bf16 => Self::Bf16,
         }
     }
 }

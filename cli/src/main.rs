@@ -4,6 +4,7 @@
 
 mod args;
 mod chart;
+mod devices;
 mod doctor;
 mod exit;
 mod files;

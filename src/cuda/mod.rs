@@ -22,6 +22,7 @@ mod state;
 pub(crate) mod status;
 mod table;
 mod tensors;
+mod transfer;
 mod workspace;
 
 use std::fmt;
