@@ -32,9 +32,9 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<Ended> {
     let ended = session.close(Ended::Well)?;
     let failed = cases.iter().filter(|c| !c.passed()).count();
     if args.json {
-        print_json(&trajectories, &options, &cases)?;
+        print_json(&trajectories, args, &options, &cases)?;
     } else {
-        print_table(&trajectories, &options, &cases)?;
+        print_table(&trajectories, args, &options, &cases)?;
     }
     Ok(if failed == 0 { ended } else { Ended::CheckFailed })
 }
@@ -57,6 +57,7 @@ fn target(args: &VerifyArgs) -> Result<Target> {
 
 fn print_table(
     trajectories: &Trajectories,
+    args: &VerifyArgs,
     options: &VerifyOptions,
     cases: &[CaseResult],
 ) -> Result<()> {
@@ -78,7 +79,7 @@ fn print_table(
         "{} recorded with {}, replayed on {}\n{table}",
         name(trajectories.optimizer()),
         trajectories.framework(),
-        options.target
+        target_name(args, options)
     )?;
     for c in cases {
         for check in c.checks.iter().filter(|check| !check.held) {
@@ -97,13 +98,14 @@ fn print_table(
 
 fn print_json(
     trajectories: &Trajectories,
+    args: &VerifyArgs,
     options: &VerifyOptions,
     cases: &[CaseResult],
 ) -> Result<()> {
     let document = json!({
         "optimizer": name(trajectories.optimizer()),
         "framework": trajectories.framework(),
-        "target": options.target.to_string(),
+        "target": target_name(args, options),
         "tolerance": tolerance(trajectories, options),
         "passed": cases.iter().all(CaseResult::passed),
         "cases": cases.iter().map(|c| json!({
@@ -120,6 +122,14 @@ fn print_json(
     });
     writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(&document)?)?;
     Ok(())
+}
+
+/// The device as it was asked for: the library does not know that a GPU is emulated.
+fn target_name(args: &VerifyArgs, options: &VerifyOptions) -> String {
+    match options.target.precision() {
+        Some(precision) => format!("{}, {precision}", args.device),
+        None => args.device.to_string(),
+    }
 }
 
 fn tolerance(trajectories: &Trajectories, options: &VerifyOptions) -> f64 {
