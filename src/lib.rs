@@ -37,6 +37,7 @@ pub mod candle;
 pub mod checkpoint;
 pub mod coefficients;
 mod config;
+mod cost;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -65,6 +66,7 @@ pub use config::{
     AdamWRule, Bf16Params, MethodChoice, MomentumMode, MuonConfig, MuonRule, Nesterov, NonFinite,
     Orthogonalizer, Rule, WeightDecayMode,
 };
+pub use cost::{CostInputs, StepCost};
 pub use cpu::{Cpu, CpuGrad, CpuParamMut, CpuState, CpuWorkspace};
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaGrad, CudaParamMut, CudaState, CudaWorkspace, cudarc, diagnosis};

@@ -8,6 +8,7 @@ use muon_cuda::{Dtype, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::devices::DeviceName;
+use crate::plan::shapes::Matrices;
 use crate::train::config::LrScheduleName;
 
 const STYLES: Styles = Styles::styled()
@@ -53,6 +54,7 @@ pub(crate) enum Command {
     Tune(Box<TuneArgs>),
     Orthogonalize(OrthogonalizeArgs),
     Verify(VerifyArgs),
+    Plan(PlanArgs),
     Doctor(DoctorArgs),
     Completions(CompletionsArgs),
 }
@@ -607,7 +609,7 @@ pub(crate) struct VerifyArgs {
 
     /// What the momentum is stored in
     #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
-    pub(crate) momentum_dtype: MomentumName,
+    pub(crate) momentum_dtype: ElementName,
 
     /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 0.02 bf16, 0.004 fp16, at least 0.01
     /// with bf16 momentum; AdamW 1e-5]
@@ -619,6 +621,77 @@ pub(crate) struct VerifyArgs {
     pub(crate) against: AgainstName,
 
     /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Say what a step on a GPU consists of, and what it costs at least
+///
+/// Groups the matrices as the optimizer would and prints each bucket's method with the reason, kernel launches and
+/// calls of cublasLt, FLOPs, bytes of the passes, workspace and state; and the time below which a step cannot be on a
+/// device whose ceilings are known. Everything is counted from shapes: no GPU is needed, and none is asked.
+/// Parameters are f32.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  muon plan --model gpt2-small
+      GPT-2 small: launches, FLOPs, bytes, and a bound on an H100
+  muon plan --matrix 48x768x768 --matrix 24x768x3072 --schedule jordan --profile a100
+      matrices of your own, on an A100
+  muon plan --file model.safetensors --json
+      the shapes of a checkpoint, of which the header alone is read
+
+Exit codes: 0 done; 1 a file could not be read; 2 unknown model, schedule or profile, or no matrix")]
+pub(crate) struct PlanArgs {
+    /// A known model: gpt2-small, llama-7b, kimi-k2-stage
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    pub(crate) model: Option<String>,
+
+    /// Shapes of this safetensors file, routed by name as a trainer would
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Hidden matrices, ROWSxCOLS or COUNTxROWSxCOLS; repeat for several shapes
+    #[arg(long, value_name = "NxRxC")]
+    pub(crate) matrix: Vec<Matrices>,
+
+    /// Elements under AdamW, besides those of a model or file
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) adamw: u64,
+
+    /// Coefficient schedule: preset name or TOML file
+    #[arg(long, value_name = "NAME|FILE", default_value = "polar_express_5")]
+    pub(crate) schedule: String,
+
+    /// Standard form, whatever the shape
+    #[arg(long)]
+    pub(crate) standard: bool,
+
+    /// Gram form with so many iterations in each group, such as 2,2,1
+    #[arg(long, value_name = "N,N…", value_delimiter = ',', value_parser = positive, conflicts_with = "standard")]
+    pub(crate) gram: Vec<usize>,
+
+    /// What the iterate is stored in
+    #[arg(long, value_enum, default_value = "bf16", value_name = "NAME")]
+    pub(crate) precision: PrecisionName,
+
+    /// What gradients are stored in
+    #[arg(long, value_enum, default_value = "bf16", value_name = "NAME")]
+    pub(crate) grad_dtype: ElementName,
+
+    /// What the momentum is stored in
+    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
+    pub(crate) momentum_dtype: ElementName,
+
+    /// Workspace that chunks must fit into, MiB [default: the optimizer's own limit]
+    #[arg(long, value_name = "MIB", value_parser = positive)]
+    pub(crate) workspace_mib: Option<usize>,
+
+    /// Ceilings for the bound: h100, a100, rtx4090, b200
+    #[arg(long, value_name = "NAME", default_value = "h100")]
+    pub(crate) profile: String,
+
+    /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -690,9 +763,9 @@ pub(crate) enum AgainstName {
     Bf16ns,
 }
 
-/// What the momentum of a replay is stored in.
+/// Element types of momentum and gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum MomentumName {
+pub(crate) enum ElementName {
     /// 32 bit.
     F32,
     /// bfloat16.
@@ -721,11 +794,11 @@ impl From<PrecisionName> for Precision {
     }
 }
 
-impl From<MomentumName> for Dtype {
-    fn from(name: MomentumName) -> Self {
+impl From<ElementName> for Dtype {
+    fn from(name: ElementName) -> Self {
         match name {
-            MomentumName::F32 => Self::F32,
-            MomentumName::Bf16 => Self::Bf16,
+            ElementName::F32 => Self::F32,
+            ElementName::Bf16 => Self::Bf16,
         }
     }
 }

@@ -121,7 +121,7 @@ enum Arithmetic {
     Reference,
     Cpu(Cpu),
     #[cfg(feature = "cuda")]
-    Cuda(muon_cuda::Cuda),
+    Cuda(Box<muon_cuda::Cuda>),
 }
 
 impl Arithmetic {
@@ -130,7 +130,7 @@ impl Arithmetic {
             DeviceName::Reference => Ok(Self::Reference),
             DeviceName::Cpu => Cpu::new().map(Self::Cpu),
             #[cfg(feature = "cuda")]
-            DeviceName::Cuda(gpu) => muon_cuda::Cuda::new(gpu.ordinal()).map(Self::Cuda),
+            DeviceName::Cuda(gpu) => Ok(Self::Cuda(Box::new(muon_cuda::Cuda::new(gpu.ordinal())?))),
         }
     }
 }
@@ -184,7 +184,7 @@ impl Engine {
         match &mut self.arithmetic {
             Arithmetic::Cpu(cpu) => on(cpu, &self.options, shape, input),
             #[cfg(feature = "cuda")]
-            Arithmetic::Cuda(cuda) => on(cuda, &self.options, shape, input),
+            Arithmetic::Cuda(cuda) => on(cuda.as_mut(), &self.options, shape, input),
             Arithmetic::Reference => {
                 let [.., rows, cols] = *shape else { return Err(usage("not a matrix")) };
                 let mut out = Vec::with_capacity(input.len());

@@ -56,6 +56,9 @@ pub(crate) struct DeviceStepper<D: Transfer> {
     routing: String,
 }
 
+/// What a step is called with, and on what.
+type Inputs<'s, D> = (&'s mut Muon<D>, StepOptions, Vec<StepTensor<'s, D>>);
+
 impl<D: Transfer> DeviceStepper<D> {
     /// # Errors
     /// Hyper-parameters outside their range, a schedule that is not safe in the precision, no memory.
@@ -95,12 +98,8 @@ impl<D: Transfer> DeviceStepper<D> {
         Ok(Self { muon, params: on_device, routing })
     }
 
-    /// Copies parameters and gradients to the device; what a step is called with.
-    fn inputs(
-        &mut self,
-        lr_factor: f64,
-        params: &[Param],
-    ) -> Result<(&mut Muon<D>, StepOptions, Vec<StepTensor<'_, D>>)> {
+    /// Copies parameters and gradients to the device.
+    fn inputs(&mut self, lr_factor: f64, params: &[Param]) -> Result<Inputs<'_, D>> {
         let mut tensors = Vec::with_capacity(params.len());
         for (p, d) in params.iter().zip(&mut self.params) {
             self.muon.device().write(&mut d.param, &p.data)?;

@@ -65,12 +65,17 @@ pub(crate) fn config(args: &TrainArgs) -> Result<Config> {
         evaluate_every: evaluate_every(&task),
         task,
         device: args.device,
-        precision: args.precision.unwrap_or(args.device.default_precision()),
+        precision: precision(args),
         threads: args.threads,
         optimizers,
     };
     check(&config, &args.lr)?;
     Ok(config)
+}
+
+/// What the iterate is stored in: as asked, else as the device does it.
+fn precision(args: &TrainArgs) -> PrecisionName {
+    args.precision.unwrap_or(args.device.default_precision())
 }
 
 /// The task, with what its own options say about it.
@@ -166,7 +171,7 @@ fn kinds(args: &TrainArgs) -> Result<Vec<Kind>> {
             OptimizerName::Adamw => kinds.push(Kind::AdamW),
             OptimizerName::Muon => {
                 let named: Vec<&str> = if args.schedule.is_empty() {
-                    defaults::schedules(args.precision).to_vec()
+                    defaults::schedules(precision(args).into()).to_vec()
                 } else {
                     args.schedule.iter().map(String::as_str).collect()
                 };
