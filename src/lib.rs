@@ -37,6 +37,7 @@ pub mod candle;
 pub mod checkpoint;
 pub mod coefficients;
 mod config;
+mod cost;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -57,6 +58,7 @@ mod scale;
 mod shape;
 pub mod spectrum;
 mod state;
+mod transfer;
 pub mod verify;
 
 pub use coefficients::{CoefficientSchedule, Normalization, OddPolynomial, Tail};
@@ -64,6 +66,7 @@ pub use config::{
     AdamWRule, Bf16Params, MethodChoice, MomentumMode, MuonConfig, MuonRule, Nesterov, NonFinite,
     Orthogonalizer, Rule, WeightDecayMode,
 };
+pub use cost::{CostInputs, StepCost};
 pub use cpu::{Cpu, CpuGrad, CpuParamMut, CpuState, CpuWorkspace};
 #[cfg(feature = "cuda")]
 pub use cuda::{
@@ -87,6 +90,7 @@ pub use scale::UpdateScale;
 pub use shape::{Block, Layout, MatrixShape, Orientation, Split};
 pub use spectrum::Spectrum;
 pub use state::Checkpoint;
+pub use transfer::Transfer;
 
 /// Runs the example of the README as a test.
 #[cfg(doctest)]

@@ -16,13 +16,16 @@ use crate::config::{
     WeightDecayMode,
 };
 use crate::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda::Cuda;
 use crate::device::{HostBuffer, StepTensor};
 use crate::error::{Error, Result, ResultExt};
 use crate::optimizer::{Muon, ParamSpec, StepOptions};
-use crate::precision::Precision;
+use crate::precision::{Dtype, Precision};
 use crate::reference::{self, Matrix};
 use crate::scale::UpdateScale;
 use crate::shape::Layout;
+use crate::transfer::Transfer;
 
 /// Where a recording is replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,27 @@ pub enum Target {
         /// Number of threads, at least 1.
         threads: usize,
     },
+    /// The CUDA device.
+    #[cfg(feature = "cuda")]
+    Cuda {
+        /// What the iterate is stored in.
+        precision: Precision,
+        /// Number of the device.
+        ordinal: usize,
+    },
+}
+
+impl Target {
+    /// What the iterate is stored in; `None` for the oracle, which is f64 throughout.
+    #[must_use]
+    pub fn precision(&self) -> Option<Precision> {
+        match *self {
+            Self::Reference => None,
+            Self::Cpu { precision, .. } => Some(precision),
+            #[cfg(feature = "cuda")]
+            Self::Cuda { precision, .. } => Some(precision),
+        }
+    }
 }
 
 impl fmt::Display for Target {
@@ -44,6 +68,8 @@ impl fmt::Display for Target {
         match self {
             Self::Reference => f.write_str("reference"),
             Self::Cpu { precision, .. } => write!(f, "cpu, {precision}"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda { precision, ordinal } => write!(f, "cuda:{ordinal}, {precision}"),
         }
     }
 }
@@ -65,8 +91,36 @@ pub struct VerifyOptions {
     pub target: Target,
     /// What to compare with.
     pub against: Against,
-    /// Largest relative error of the update; `None` for [`default_tolerance`].
+    /// What the momentum is stored in: f32 or bf16. The oracle's is f64 and takes f32 for an answer alone.
+    pub momentum_dtype: Dtype,
+    /// Largest relative error of the update; `None` for [`VerifyOptions::default_tolerance`].
     pub tolerance: Option<f64>,
+}
+
+impl VerifyOptions {
+    /// Compares with f64 under the documented tolerance, momentum in f32.
+    #[must_use]
+    pub fn new(target: Target) -> Self {
+        Self { target, against: Against::F64, momentum_dtype: Dtype::F32, tolerance: None }
+    }
+
+    /// The documented tolerance for the error of an update against f64.
+    ///
+    /// * `reference`: 1e-12, rounding of f64.
+    /// * f32: 1e-4 for Muon (five iterations amplify f32 rounding by slopes of a few hundred), 1e-5 for AdamW.
+    /// * bf16: 0.02, fp16: 0.004: the rounding of 16-bit iterates under the same amplification.
+    /// * bf16 momentum: 0.01 at least, since the direction then has errors of up to 2⁻⁹ at each of five steps.
+    #[must_use]
+    pub fn default_tolerance(&self, optimizer: OptimizerKind) -> f64 {
+        let iterate = match (self.target.precision(), optimizer) {
+            (None, _) => return 1e-12,
+            (Some(_), OptimizerKind::AdamW) => return 1e-5,
+            (Some(Precision::F32), OptimizerKind::Muon) => 1e-4,
+            (Some(Precision::Bf16), OptimizerKind::Muon) => 0.02,
+            (Some(Precision::Fp16), OptimizerKind::Muon) => 0.004,
+        };
+        if self.momentum_dtype == Dtype::F32 { iterate } else { BF16_MOMENTUM.max(iterate) }
+    }
 }
 
 /// One replayed trajectory.
@@ -105,23 +159,8 @@ pub struct Check {
     pub held: bool,
 }
 
-/// The documented tolerance for the error of an update against f64.
-///
-/// * `reference`: 1e-12, rounding of f64.
-/// * `cpu` f32: 1e-4 for Muon (five iterations amplify f32 rounding by slopes of a few hundred), 1e-5 for AdamW.
-/// * `cpu` bf16: 0.02, fp16: 0.004: the rounding of 16-bit iterates under the same amplification.
-#[must_use]
-pub fn default_tolerance(target: Target, optimizer: OptimizerKind) -> f64 {
-    match (target, optimizer) {
-        (Target::Reference, _) => 1e-12,
-        (Target::Cpu { .. }, OptimizerKind::AdamW) => 1e-5,
-        (Target::Cpu { precision, .. }, OptimizerKind::Muon) => match precision {
-            Precision::F32 => 1e-4,
-            Precision::Bf16 => 0.02,
-            Precision::Fp16 => 0.004,
-        },
-    }
-}
+/// Tolerance where the momentum is rounded to bf16.
+const BF16_MOMENTUM: f64 = 0.01;
 
 /// Tolerance for the distance between two bf16 iterations with different store points.
 const AGAINST_BF16: f64 = 0.03;
@@ -240,7 +279,7 @@ impl Trajectories {
             .collect::<Result<Vec<_>>>()?;
         let rule = self.rule(case)?;
         rule.validate()?;
-        let replayed = replay(&rule, options.target, &shape, &param0, &grads)?;
+        let replayed = replay(&rule, options, &shape, &param0, &grads)?;
 
         let expected = tensor("param_f64")?;
         let error = update_error(&replayed.param, &expected, &param0);
@@ -270,7 +309,7 @@ impl Trajectories {
 
     fn checks(&self, case: &CaseResult, options: &VerifyOptions) -> Result<Vec<Check>> {
         let tolerance =
-            options.tolerance.unwrap_or(default_tolerance(options.target, self.header.optimizer));
+            options.tolerance.unwrap_or(options.default_tolerance(self.header.optimizer));
         let at_most = |what: &str, x: f64, limit: f64| Check {
             what: format!("{what} {x:.3e} <= {limit:.1e}"),
             held: x <= limit,
@@ -279,8 +318,10 @@ impl Trajectories {
         if let Some(error) = case.momentum_error {
             checks.push(at_most("momentum error", error, tolerance));
         }
-        let is_bf16 = matches!(options.target, Target::Cpu { precision: Precision::Bf16, .. });
-        if let (true, Some(recorded)) = (is_bf16, case.recorded_distance) {
+        // The recorded distance is that of a bf16 iterate under f32 momentum.
+        let is_comparable = options.target.precision() == Some(Precision::Bf16)
+            && options.momentum_dtype == Dtype::F32;
+        if let (true, Some(recorded)) = (is_comparable, case.recorded_distance) {
             let ratio = case.error / recorded;
             checks.push(Check {
                 what: format!(
@@ -404,35 +445,65 @@ struct Replayed {
 
 fn replay(
     rule: &Rule,
-    target: Target,
+    options: &VerifyOptions,
     shape: &[usize],
     param0: &[f32],
     grads: &[Vec<f32>],
 ) -> Result<Replayed> {
-    match target {
+    let config = |precision| MuonConfig {
+        precision,
+        momentum_dtype: options.momentum_dtype,
+        ..MuonConfig::default()
+    };
+    match options.target {
+        Target::Reference if options.momentum_dtype != Dtype::F32 => Err(Error::invalid_config(
+            "the oracle keeps its momentum in f64: leave its dtype as it is",
+        )),
         Target::Reference => replay_reference(rule, shape, param0, grads),
         Target::Cpu { precision, threads } => {
-            let config = MuonConfig { precision, ..MuonConfig::default() };
-            let mut muon = Muon::new(Cpu::with_threads(threads)?, config)?;
-            let group = muon.add_group("recorded", rule.clone())?;
-            let id = muon.add_param(group, ParamSpec::new("param", shape))?;
-            if !rule.is_muon() {
-                // An optimizer that orthogonalizes nothing is refused; a placeholder makes this one whole.
-                let muon_rule = muon.add_group("placeholder", MuonRule::default())?;
-                muon.add_param(muon_rule, ParamSpec::new("placeholder", &[1, 1]))?;
-            }
-            let mut param = param0.to_vec();
-            for grad in grads {
-                muon.step(&StepOptions::default(), &mut [StepTensor::new(id, &mut param, grad)])?;
-            }
-            let widen = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-            let momentum = match &muon.export_state(id)?.buffers[..] {
-                [("momentum_buffer", HostBuffer::F32(m)), ..] => Some(widen(m)),
-                _ => None,
-            };
-            Ok(Replayed { param: widen(&param), momentum })
+            replay_on(Cpu::with_threads(threads)?, config(precision), rule, shape, param0, grads)
+        }
+        #[cfg(feature = "cuda")]
+        Target::Cuda { precision, ordinal } => {
+            replay_on(Cuda::new(ordinal)?, config(precision), rule, shape, param0, grads)
         }
     }
+}
+
+fn replay_on<D: Transfer>(
+    device: D,
+    config: MuonConfig,
+    rule: &Rule,
+    shape: &[usize],
+    param0: &[f32],
+    grads: &[Vec<f32>],
+) -> Result<Replayed> {
+    let mut muon = Muon::new(device, config)?;
+    let group = muon.add_group("recorded", rule.clone())?;
+    let id = muon.add_param(group, ParamSpec::new("param", shape))?;
+    if !rule.is_muon() {
+        // An optimizer that orthogonalizes nothing is refused; a placeholder makes this one whole.
+        let muon_rule = muon.add_group("placeholder", MuonRule::default())?;
+        muon.add_param(muon_rule, ParamSpec::new("placeholder", &[1, 1]))?;
+    }
+    let mut param = muon.device().upload(param0)?;
+    for grad in grads {
+        let grad = muon.device().upload(grad)?;
+        let mut tensors = [StepTensor::new(id, D::param(&mut param), D::grad(&grad))];
+        muon.step(&StepOptions::default(), &mut tensors)?;
+    }
+    let mut stepped = vec![0.0; param0.len()];
+    muon.device().read(&param, &mut stepped)?;
+    let momentum = match &muon.export_state(id)?.buffers[..] {
+        [("momentum_buffer", HostBuffer::F32(m)), ..] => Some(widen(m)),
+        [("momentum_buffer", HostBuffer::Bf16(m)), ..] => Some(widen(m)),
+        _ => None,
+    };
+    Ok(Replayed { param: widen(&stepped), momentum })
+}
+
+fn widen(x: &[impl Into<f64> + Copy]) -> Vec<f64> {
+    x.iter().map(|x| (*x).into()).collect()
 }
 
 fn replay_reference(

@@ -17,7 +17,7 @@ const BF16: Target = Target::Cpu { precision: Precision::Bf16, threads: 2 };
 const FP16: Target = Target::Cpu { precision: Precision::Fp16, threads: 2 };
 
 fn options(target: Target) -> VerifyOptions {
-    VerifyOptions { target, against: Against::F64, tolerance: None }
+    VerifyOptions::new(target)
 }
 
 fn verify(file: &str, options: &VerifyOptions) -> Vec<CaseResult> {

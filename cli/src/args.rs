@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use muon_cuda::Precision;
+use muon_cuda::{Dtype, Precision};
 use serde::{Deserialize, Serialize};
 
+use crate::devices::DeviceName;
+use crate::plan::shapes::Matrices;
 use crate::train::config::LrScheduleName;
 
 const STYLES: Styles = Styles::styled()
@@ -52,6 +54,7 @@ pub(crate) enum Command {
     Tune(Box<TuneArgs>),
     Orthogonalize(OrthogonalizeArgs),
     Verify(VerifyArgs),
+    Plan(PlanArgs),
     Doctor(DoctorArgs),
     Completions(CompletionsArgs),
 }
@@ -177,13 +180,15 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
     pub(crate) seeds: usize,
 
-    /// Where the optimizer runs
-    #[arg(long, value_enum, default_value = "cpu", value_name = "NAME")]
+    /// Where the optimizer runs: cpu, reference (the f64 oracle), cuda[:N], or emulated (the GPU's kernels executed
+    /// and checked on the CPU, slow; in builds with feature `emulator`)
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate of the orthogonalization is stored in; 16 bit is emulated on the CPU
-    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
-    pub(crate) precision: PrecisionName,
+    /// What the iterate of the orthogonalization is stored in; 16 bit is emulated on the CPU [default: f32; bf16 on
+    /// CUDA]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) precision: Option<PrecisionName>,
 
     /// Threads of the optimizer in each run; the numbers do not depend on it
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
@@ -541,13 +546,13 @@ pub(crate) struct OrthogonalizeArgs {
     #[arg(long, conflicts_with = "schedule")]
     pub(crate) exact: bool,
 
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "cpu", value_name = "NAME")]
+    /// Where to compute: cpu, reference (the f64 oracle), cuda[:N], or emulated (in builds with feature `emulator`)
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate is stored in; 16 bit is emulated on the CPU
-    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
-    pub(crate) precision: PrecisionName,
+    /// What the iterate is stored in; 16 bit is emulated on the CPU [default: f32; bf16 on CUDA]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) precision: Option<PrecisionName>,
 
     /// Only tensors whose name matches; `*` is anything, `?` one character
     #[arg(long, value_name = "GLOB")]
@@ -582,6 +587,8 @@ Examples:
       against the f64 oracle, to 1e-12
   muon verify tests/data/torch_muon.json --precision bf16 --against bf16ns
       against PyTorch's own bf16 result
+  muon verify tests/data/torch_muon.json --device cuda:1 --precision bf16
+      on the second GPU
   muon verify tests/data/torch_adamw.json --json
       AdamW, for a program
 
@@ -591,15 +598,21 @@ pub(crate) struct VerifyArgs {
     #[arg(value_name = "TRAJECTORIES.json")]
     pub(crate) trajectories: PathBuf,
 
-    /// Where to replay
-    #[arg(long, value_enum, default_value = "cpu", value_name = "NAME")]
+    /// Where to replay: cpu, reference (the f64 oracle), cuda[:N], or emulated (the GPU's kernels executed and checked
+    /// on the CPU; in builds with feature `emulator`)
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
     /// What the iterate is stored in; 16 bit is emulated on the CPU
     #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
     pub(crate) precision: PrecisionName,
 
-    /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 0.02 bf16, 0.004 fp16; AdamW 1e-5]
+    /// What the momentum is stored in
+    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
+    pub(crate) momentum_dtype: ElementName,
+
+    /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 0.02 bf16, 0.004 fp16, at least 0.01
+    /// with bf16 momentum; AdamW 1e-5]
     #[arg(long, value_name = "T")]
     pub(crate) tolerance: Option<f64>,
 
@@ -608,6 +621,77 @@ pub(crate) struct VerifyArgs {
     pub(crate) against: AgainstName,
 
     /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Say what a step on a GPU consists of, and what it costs at least
+///
+/// Groups the matrices as the optimizer would and prints each bucket's method with the reason, kernel launches and
+/// calls of cublasLt, FLOPs, bytes of the passes, workspace and state; and the time below which a step cannot be on a
+/// device whose ceilings are known. Everything is counted from shapes: no GPU is needed, and none is asked.
+/// Parameters are f32.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  muon plan --model gpt2-small
+      GPT-2 small: launches, FLOPs, bytes, and a bound on an H100
+  muon plan --matrix 48x768x768 --matrix 24x768x3072 --schedule jordan --profile a100
+      matrices of your own, on an A100
+  muon plan --file model.safetensors --json
+      the shapes of a checkpoint, of which the header alone is read
+
+Exit codes: 0 done; 1 a file could not be read; 2 unknown model, schedule or profile, or no matrix")]
+pub(crate) struct PlanArgs {
+    /// A known model: gpt2-small, llama-7b, kimi-k2-stage
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    pub(crate) model: Option<String>,
+
+    /// Shapes of this safetensors file, routed by name as a trainer would
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Hidden matrices, ROWSxCOLS or COUNTxROWSxCOLS; repeat for several shapes
+    #[arg(long, value_name = "NxRxC")]
+    pub(crate) matrix: Vec<Matrices>,
+
+    /// Elements under AdamW, besides those of a model or file
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) adamw: u64,
+
+    /// Coefficient schedule: preset name or TOML file
+    #[arg(long, value_name = "NAME|FILE", default_value = "polar_express_5")]
+    pub(crate) schedule: String,
+
+    /// Standard form, whatever the shape
+    #[arg(long)]
+    pub(crate) standard: bool,
+
+    /// Gram form with so many iterations in each group, such as 2,2,1
+    #[arg(long, value_name = "N,N…", value_delimiter = ',', value_parser = positive, conflicts_with = "standard")]
+    pub(crate) gram: Vec<usize>,
+
+    /// What the iterate is stored in
+    #[arg(long, value_enum, default_value = "bf16", value_name = "NAME")]
+    pub(crate) precision: PrecisionName,
+
+    /// What gradients are stored in
+    #[arg(long, value_enum, default_value = "bf16", value_name = "NAME")]
+    pub(crate) grad_dtype: ElementName,
+
+    /// What the momentum is stored in
+    #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
+    pub(crate) momentum_dtype: ElementName,
+
+    /// Workspace that chunks must fit into, MiB [default: the optimizer's own limit]
+    #[arg(long, value_name = "MIB", value_parser = positive)]
+    pub(crate) workspace_mib: Option<usize>,
+
+    /// Ceilings for the bound: h100, a100, rtx4090, b200
+    #[arg(long, value_name = "NAME", default_value = "h100")]
+    pub(crate) profile: String,
+
+    /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -679,14 +763,13 @@ pub(crate) enum AgainstName {
     Bf16ns,
 }
 
-/// Where the optimizer's arithmetic runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum DeviceName {
-    /// f32 (or emulated 16 bit) on the CPU.
-    Cpu,
-    /// The f64 oracle: slow, independent of the rest of the library.
-    Reference,
+/// Element types of momentum and gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ElementName {
+    /// 32 bit.
+    F32,
+    /// bfloat16.
+    Bf16,
 }
 
 /// What the iterate of an orthogonalization is stored in.
@@ -707,6 +790,15 @@ impl From<PrecisionName> for Precision {
             PrecisionName::F32 => Self::F32,
             PrecisionName::Bf16 => Self::Bf16,
             PrecisionName::Fp16 => Self::Fp16,
+        }
+    }
+}
+
+impl From<ElementName> for Dtype {
+    fn from(name: ElementName) -> Self {
+        match name {
+            ElementName::F32 => Self::F32,
+            ElementName::Bf16 => Self::Bf16,
         }
     }
 }

@@ -4,10 +4,12 @@
 
 mod args;
 mod chart;
+mod devices;
 mod doctor;
 mod exit;
 mod files;
 mod orthogonalize;
+mod plan;
 mod schedules;
 mod tables;
 mod terminal;
@@ -43,6 +45,7 @@ fn run(command: &Command) -> Result<Ended> {
         Command::Schedules(args) => schedules::schedules(args),
         Command::Orthogonalize(args) => orthogonalize::orthogonalize(args),
         Command::Verify(args) => verify::verify(args),
+        Command::Plan(args) => plan::plan(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Completions(args) => {
             clap_complete::generate(

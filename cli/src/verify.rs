@@ -3,11 +3,11 @@
 use std::io::Write as _;
 
 use anyhow::Result;
-use muon_cuda::verify::default_tolerance;
 use muon_cuda::verify::{Against, CaseResult, OptimizerKind, Target, Trajectories, VerifyOptions};
 use serde_json::json;
 
-use crate::args::{AgainstName, DeviceName, PrecisionName, VerifyArgs};
+use crate::args::{AgainstName, PrecisionName, VerifyArgs};
+use crate::devices::DeviceName;
 use crate::exit::{Ended, usage};
 use crate::tables::table;
 
@@ -19,34 +19,45 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<Ended> {
     if let Some(t) = args.tolerance.filter(|t| !(*t > 0.0 && t.is_finite())) {
         return Err(usage(format!("--tolerance: expected a positive number, found `{t}`")));
     }
-    let target = match (args.device, args.precision) {
-        (DeviceName::Reference, PrecisionName::F32) => Target::Reference,
-        (DeviceName::Reference, _) => {
-            return Err(usage("device `reference` computes in f64; --precision belongs to `cpu`"));
-        }
-        (DeviceName::Cpu, precision) => Target::Cpu {
-            precision: precision.into(),
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-        },
-    };
+    let target = target(args)?;
     let against = match args.against {
         AgainstName::F64 => Against::F64,
         AgainstName::Bf16ns => Against::Bf16,
     };
     let trajectories = Trajectories::load(&args.trajectories)?;
-    let options = VerifyOptions { target, against, tolerance: args.tolerance };
+    let momentum_dtype = args.momentum_dtype.into();
+    let options = VerifyOptions { target, against, momentum_dtype, tolerance: args.tolerance };
+    let session = args.device.open()?;
     let cases = trajectories.verify(&options)?;
+    let ended = session.close(Ended::Well)?;
     let failed = cases.iter().filter(|c| !c.passed()).count();
     if args.json {
-        print_json(&trajectories, &options, &cases)?;
+        print_json(&trajectories, args, &options, &cases)?;
     } else {
-        print_table(&trajectories, &options, &cases)?;
+        print_table(&trajectories, args, &options, &cases)?;
     }
-    Ok(if failed == 0 { Ended::Well } else { Ended::CheckFailed })
+    Ok(if failed == 0 { ended } else { Ended::CheckFailed })
+}
+
+fn target(args: &VerifyArgs) -> Result<Target> {
+    let precision = args.precision.into();
+    match args.device {
+        DeviceName::Reference if args.precision == PrecisionName::F32 => Ok(Target::Reference),
+        DeviceName::Reference => {
+            Err(usage("device `reference` computes in f64; --precision belongs to the others"))
+        }
+        DeviceName::Cpu => Ok(Target::Cpu {
+            precision,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+        }),
+        #[cfg(feature = "cuda")]
+        DeviceName::Cuda(gpu) => Ok(Target::Cuda { precision, ordinal: gpu.ordinal() }),
+    }
 }
 
 fn print_table(
     trajectories: &Trajectories,
+    args: &VerifyArgs,
     options: &VerifyOptions,
     cases: &[CaseResult],
 ) -> Result<()> {
@@ -68,7 +79,7 @@ fn print_table(
         "{} recorded with {}, replayed on {}\n{table}",
         name(trajectories.optimizer()),
         trajectories.framework(),
-        options.target
+        target_name(args, options)
     )?;
     for c in cases {
         for check in c.checks.iter().filter(|check| !check.held) {
@@ -87,13 +98,14 @@ fn print_table(
 
 fn print_json(
     trajectories: &Trajectories,
+    args: &VerifyArgs,
     options: &VerifyOptions,
     cases: &[CaseResult],
 ) -> Result<()> {
     let document = json!({
         "optimizer": name(trajectories.optimizer()),
         "framework": trajectories.framework(),
-        "target": options.target.to_string(),
+        "target": target_name(args, options),
         "tolerance": tolerance(trajectories, options),
         "passed": cases.iter().all(CaseResult::passed),
         "cases": cases.iter().map(|c| json!({
@@ -112,8 +124,16 @@ fn print_json(
     Ok(())
 }
 
+/// The device as it was asked for: the library does not know that a GPU is emulated.
+fn target_name(args: &VerifyArgs, options: &VerifyOptions) -> String {
+    match options.target.precision() {
+        Some(precision) => format!("{}, {precision}", args.device),
+        None => args.device.to_string(),
+    }
+}
+
 fn tolerance(trajectories: &Trajectories, options: &VerifyOptions) -> f64 {
-    options.tolerance.unwrap_or_else(|| default_tolerance(options.target, trajectories.optimizer()))
+    options.tolerance.unwrap_or_else(|| options.default_tolerance(trajectories.optimizer()))
 }
 
 fn name(kind: OptimizerKind) -> &'static str {

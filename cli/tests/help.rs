@@ -7,8 +7,8 @@ use std::path::Path;
 
 use support::{muon, ok};
 
-const COMMANDS: [&str; 7] =
-    ["train", "schedules", "tune", "orthogonalize", "verify", "doctor", "completions"];
+const COMMANDS: [&str; 8] =
+    ["train", "schedules", "tune", "orthogonalize", "verify", "plan", "doctor", "completions"];
 
 #[test]
 fn every_command_explains_itself_with_examples_and_exit_codes() {

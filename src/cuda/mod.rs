@@ -23,6 +23,7 @@ mod state;
 pub(crate) mod status;
 mod table;
 mod tensors;
+mod transfer;
 mod workspace;
 
 use std::fmt;

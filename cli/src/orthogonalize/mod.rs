@@ -8,11 +8,14 @@ use std::io::Write as _;
 use anyhow::{Context, Result};
 use muon_cuda::checkpoint::{TensorDtype, TensorFile, TensorFileWriter};
 use muon_cuda::reference::{self, Matrix};
-use muon_cuda::{CoefficientSchedule, Cpu, MatrixShape, OrthogonalizeOptions, Orthogonalizer};
+use muon_cuda::{
+    CoefficientSchedule, Cpu, MatrixShape, OrthogonalizeOptions, Orthogonalizer, Transfer,
+};
 use serde::Serialize;
 
 use self::measure::{Errors, Exact};
-use crate::args::{DeviceName, OrthogonalizeArgs, PrecisionName};
+use crate::args::{OrthogonalizeArgs, PrecisionName};
+use crate::devices::DeviceName;
 use crate::exit::{Ended, usage};
 use crate::tables::table;
 use crate::terminal::Notes;
@@ -43,7 +46,8 @@ pub(crate) fn orthogonalize(args: &OrthogonalizeArgs) -> Result<Ended> {
             iterations: None,
         }
     };
-    let engine = Engine::new(args, orthogonalizer)?;
+    let session = args.device.open()?;
+    let mut engine = Engine::new(args, orthogonalizer)?;
     let file = TensorFile::load(&args.input)?;
     let names: Vec<String> = file.names().map(str::to_owned).collect();
     let bar = notes.bar("orthogonalize", names.len() as u64);
@@ -82,7 +86,8 @@ pub(crate) fn orthogonalize(args: &OrthogonalizeArgs) -> Result<Ended> {
         treated.len(),
         names.len() - treated.len()
     ));
-    Ok(Ended::Well)
+    drop(engine);
+    session.close(Ended::Well)
 }
 
 /// The input stays what it is, whatever name it goes by.
@@ -107,28 +112,50 @@ fn is_matrix(dtype: TensorDtype, shape: &[usize]) -> bool {
 
 /// Who orthogonalizes, and how.
 struct Engine {
-    device: DeviceName,
+    arithmetic: Arithmetic,
     options: OrthogonalizeOptions,
+}
+
+/// Where the arithmetic is done.
+enum Arithmetic {
+    Reference,
+    Cpu(Cpu),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<muon_cuda::Cuda>),
+}
+
+impl Arithmetic {
+    fn new(device: DeviceName) -> muon_cuda::Result<Self> {
+        match device {
+            DeviceName::Reference => Ok(Self::Reference),
+            DeviceName::Cpu => Cpu::new().map(Self::Cpu),
+            #[cfg(feature = "cuda")]
+            DeviceName::Cuda(gpu) => Ok(Self::Cuda(Box::new(muon_cuda::Cuda::new(gpu.ordinal())?))),
+        }
+    }
 }
 
 impl Engine {
     fn new(args: &OrthogonalizeArgs, orthogonalizer: Orthogonalizer) -> Result<Self> {
-        if args.device == DeviceName::Reference && args.precision != PrecisionName::F32 {
-            return Err(usage("device `reference` computes in f64; --precision belongs to `cpu`"));
+        let precision = args.precision.unwrap_or(args.device.default_precision());
+        if args.device == DeviceName::Reference && precision != PrecisionName::F32 {
+            return Err(usage(
+                "device `reference` computes in f64; --precision belongs to the others",
+            ));
         }
         let options = OrthogonalizeOptions {
             orthogonalizer,
-            precision: args.precision.into(),
+            precision: precision.into(),
             ..OrthogonalizeOptions::default()
         };
-        let engine = Self { device: args.device, options };
+        let mut engine = Self { arithmetic: Arithmetic::new(args.device)?, options };
         // A schedule that this precision makes unsafe is found before the file is read.
         engine.run(&[1, 1], &[1.0])?;
         Ok(engine)
     }
 
     fn treat(
-        &self,
+        &mut self,
         file: &TensorFile,
         name: &str,
         args: &OrthogonalizeArgs,
@@ -153,10 +180,12 @@ impl Engine {
     }
 
     /// The orthogonalized matrices, and the method in words.
-    fn run(&self, shape: &[usize], input: &[f64]) -> Result<(Vec<f64>, String)> {
-        match self.device {
-            DeviceName::Cpu => self.on_cpu(shape, input),
-            DeviceName::Reference => {
+    fn run(&mut self, shape: &[usize], input: &[f64]) -> Result<(Vec<f64>, String)> {
+        match &mut self.arithmetic {
+            Arithmetic::Cpu(cpu) => on(cpu, &self.options, shape, input),
+            #[cfg(feature = "cuda")]
+            Arithmetic::Cuda(cuda) => on(cuda.as_mut(), &self.options, shape, input),
+            Arithmetic::Reference => {
                 let [.., rows, cols] = *shape else { return Err(usage("not a matrix")) };
                 let mut out = Vec::with_capacity(input.len());
                 for matrix in input.chunks_exact(rows * cols) {
@@ -175,27 +204,34 @@ impl Engine {
             }
         }
     }
-
-    fn on_cpu(&self, shape: &[usize], input: &[f64]) -> Result<(Vec<f64>, String)> {
-        let [.., rows, cols] = *shape else { return Err(usage("not a matrix")) };
-        let mut device = Cpu::new()?;
-        let input: Vec<f32> = input.iter().map(|x| narrow(*x)).collect();
-        let mut output = vec![0.0f32; input.len()];
-        let mut method = String::new();
-        let count = rows * cols;
-        for (a, x) in input.chunks_exact(count).zip(output.chunks_exact_mut(count)) {
-            let shape = MatrixShape { rows, cols };
-            let done = muon_cuda::orthogonalize(&mut device, shape, a, x, &self.options)?;
-            let name = self.options.orthogonalizer.name();
-            method = match done.method {
-                Some(m) => format!("{name}, {m}, {}", self.options.precision),
-                None => name,
-            };
-        }
-        Ok((output.iter().map(|x| f64::from(*x)).collect(), method))
-    }
 }
 
+/// As [`Engine::run`], on a device of the library.
+fn on<D: Transfer>(
+    device: &mut D,
+    options: &OrthogonalizeOptions,
+    shape: &[usize],
+    input: &[f64],
+) -> Result<(Vec<f64>, String)> {
+    let [.., rows, cols] = *shape else { return Err(usage("not a matrix")) };
+    let input: Vec<f32> = input.iter().map(|x| narrow(*x)).collect();
+    let mut output = vec![0.0f32; input.len()];
+    let mut method = String::new();
+    let count = rows * cols;
+    for (a, x) in input.chunks_exact(count).zip(output.chunks_exact_mut(count)) {
+        let shape = MatrixShape { rows, cols };
+        let (a, mut out) = (device.upload(a)?, device.upload(x)?);
+        let done =
+            muon_cuda::orthogonalize(device, shape, D::grad(&a), D::param(&mut out), options)?;
+        device.read(&out, x)?;
+        let name = options.orthogonalizer.name();
+        method = match done.method {
+            Some(m) => format!("{name}, {m}, {}", options.precision),
+            None => name,
+        };
+    }
+    Ok((output.iter().map(|x| f64::from(*x)).collect(), method))
+}
 /// Numbers in the file's own type.
 fn encode(dtype: TensorDtype, values: &[f64]) -> Vec<u8> {
     match dtype {

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::text::TextId;
 use super::transformer::TransformerShape;
-use crate::args::{DeviceName, PrecisionName};
+use crate::args::PrecisionName;
+use crate::devices::DeviceName;
 
 /// A job: some optimizers, some seeds, one budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

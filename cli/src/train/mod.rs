@@ -3,6 +3,7 @@
 pub(crate) mod config;
 mod data;
 mod defaults;
+mod device_stepper;
 mod directory;
 mod grid;
 mod jobs;
@@ -31,7 +32,8 @@ use self::directory::RunDirectory;
 use self::jobs::Job;
 use self::metrics::{Metrics, RowResults};
 use self::spectra::SpectraFile;
-use crate::args::{DeviceName, TrainArgs};
+use crate::args::TrainArgs;
+use crate::devices::DeviceName;
 use crate::exit::{Ended, usage};
 use crate::terminal::Notes;
 
@@ -41,18 +43,32 @@ use crate::terminal::Notes;
 /// Of the arguments, the file system, or the library.
 pub(crate) fn train(args: &TrainArgs) -> Result<Ended> {
     let notes = Notes::new(args.quiet);
-    if args.lr_grid {
-        return lr_grid(args, &notes);
-    }
-    if args.sweep {
-        return sweep::sweep(args, &notes);
-    }
-    let (directory, config) = if args.resume {
-        RunDirectory::resume(&args.out)?
+    let resumed = if args.resume { Some(RunDirectory::resume(&args.out)?) } else { None };
+    let device = resumed.as_ref().map_or(args.device, |(_, config)| config.device);
+    let session = device.open()?;
+    let ended = if args.lr_grid {
+        lr_grid(args, &notes)?
+    } else if args.sweep {
+        sweep::sweep(args, &notes)?
     } else {
-        let config = plan::config(args)?;
-        check_spectra(args, &config)?;
-        (RunDirectory::start(&args.out, &config, &notes)?, config)
+        compare(args, resumed, &notes)?
+    };
+    session.close(ended)
+}
+
+/// Trains every optimizer once for each seed.
+fn compare(
+    args: &TrainArgs,
+    resumed: Option<(RunDirectory, Config)>,
+    notes: &Notes,
+) -> Result<Ended> {
+    let (directory, config) = match resumed {
+        Some(resumed) => resumed,
+        None => {
+            let config = plan::config(args)?;
+            check_spectra(args, &config)?;
+            (RunDirectory::start(&args.out, &config, notes)?, config)
+        }
     };
     let rows = config.optimizers.clone();
     let jobs = parallel(args, config.seeds.len() > 1);
@@ -66,7 +82,7 @@ pub(crate) fn train(args: &TrainArgs) -> Result<Ended> {
         checkpoints: Some(checkpoints),
         spectra: spectra.as_ref(),
         jobs,
-        notes: &notes,
+        notes,
     };
     let Some(results) = job.run()? else {
         notes.say(&format!(
@@ -136,7 +152,7 @@ fn check_spectra(args: &TrainArgs, config: &Config) -> Result<()> {
     if args.record_spectra.is_none() {
         return Ok(());
     }
-    if config.device == DeviceName::Reference {
+    if config.device != DeviceName::Cpu {
         return Err(usage("--record-spectra belongs to device `cpu`"));
     }
     if !config.optimizers.iter().any(OptimizerConfig::is_muon) {

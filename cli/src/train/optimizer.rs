@@ -1,25 +1,25 @@
 //! From a row of the comparison to steps: which rule each parameter gets, and who carries it out.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use muon_cuda::reference::{self, Matrix};
 use muon_cuda::spectrum::SpectrumRecord;
 use muon_cuda::{
-    AdamWRule, Counters, Cpu, HostBuffer, Layout, MomentumMode, Muon, MuonConfig, MuonRule,
-    Orthogonalizer, ParamId, ParamSpec, RoutingRule, Rule, StateData, StepOptions, StepTensor,
+    AdamWRule, Cpu, Layout, MomentumMode, MuonConfig, MuonRule, Orthogonalizer, RoutingRule, Rule,
     UpdateScale,
 };
 
 use super::config::{Config, Kind, OptimizerConfig};
+use super::device_stepper::{DeviceStepper, Steps};
 use super::param::Param;
 use super::store::{Numbers, Stored, Tensors};
-use crate::args::DeviceName;
+use crate::devices::DeviceName;
 
 /// The rule of one parameter.
-struct Assignment {
-    group: &'static str,
-    rule: Rule,
+pub(crate) struct Assignment {
+    pub(crate) group: &'static str,
+    pub(crate) rule: Rule,
     /// Two dimensions; a bias is a matrix of one row.
-    shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
 }
 
 fn assignments(row: &OptimizerConfig, params: &[Param]) -> Result<Vec<Assignment>> {
@@ -71,17 +71,10 @@ fn gradient_descent(row: &OptimizerConfig) -> MuonRule {
 
 /// Steps all parameters of a model and can tell and take its state.
 pub(crate) enum Stepper {
-    /// The library's optimizer on the CPU.
-    Cpu(Box<CpuStepper>),
+    /// The library's optimizer on a device.
+    Device(Box<dyn Steps>),
     /// The library's f64 oracle: slow, independent of the rest.
     Reference(Vec<ReferenceParam>),
-}
-
-pub(crate) struct CpuStepper {
-    muon: Muon<Cpu>,
-    /// Name and id of each of the model's parameters.
-    params: Vec<(String, ParamId)>,
-    routing: String,
 }
 
 pub(crate) struct ReferenceParam {
@@ -105,23 +98,30 @@ impl Stepper {
     /// Hyper-parameters outside their range, or a schedule that is not safe in the precision.
     pub(crate) fn new(config: &Config, row: &OptimizerConfig, params: &[Param]) -> Result<Self> {
         let assignments = assignments(row, params)?;
+        let muon_config =
+            MuonConfig { precision: config.precision.into(), ..MuonConfig::default() };
         match config.device {
             DeviceName::Cpu => {
                 let device = Cpu::with_threads(config.threads)?;
-                let precision = config.precision.into();
-                let muon_config = MuonConfig { precision, ..MuonConfig::default() };
-                Ok(Self::Cpu(Box::new(CpuStepper::new(device, muon_config, params, assignments)?)))
+                let stepper = DeviceStepper::new(device, muon_config, params, assignments)?;
+                Ok(Self::Device(Box::new(stepper)))
             }
             DeviceName::Reference => Ok(Self::Reference(
                 params.iter().zip(assignments).map(|(p, a)| ReferenceParam::new(p, a)).collect(),
             )),
+            #[cfg(feature = "cuda")]
+            DeviceName::Cuda(gpu) => {
+                let device = muon_cuda::Cuda::new(gpu.ordinal())?;
+                let stepper = DeviceStepper::new(device, muon_config, params, assignments)?;
+                Ok(Self::Device(Box::new(stepper)))
+            }
         }
     }
 
     /// What is orthogonalized and what is not, for people.
     pub(crate) fn routing(&self) -> String {
         match self {
-            Self::Cpu(s) => s.routing.clone(),
+            Self::Device(s) => s.routing(),
             Self::Reference(all) => {
                 let muon = all.iter().filter(|r| r.rule.is_muon()).count();
                 format!("the oracle: {muon} of {} parameters under the Muon rule", all.len())
@@ -135,7 +135,7 @@ impl Stepper {
     /// Of the library.
     pub(crate) fn step(&mut self, lr_factor: f64, params: &mut [Param]) -> Result<()> {
         match self {
-            Self::Cpu(s) => s.step(lr_factor, params),
+            Self::Device(s) => s.step(lr_factor, params),
             Self::Reference(all) => {
                 all.iter_mut().zip(params).try_for_each(|(r, p)| r.step(lr_factor, p))
             }
@@ -152,10 +152,7 @@ impl Stepper {
         params: &mut [Param],
     ) -> Result<Vec<SpectrumRecord>> {
         match self {
-            Self::Cpu(s) => {
-                let (options, tensors) = s.inputs(lr_factor, params);
-                Ok(s.muon.direction_spectra(&options, &tensors)?)
-            }
+            Self::Device(s) => s.spectra(lr_factor, params),
             Self::Reference(_) => Ok(Vec::new()),
         }
     }
@@ -166,7 +163,7 @@ impl Stepper {
     /// Of the device.
     pub(crate) fn save(&mut self, tensors: &mut Tensors) -> Result<()> {
         match self {
-            Self::Cpu(s) => s.save(tensors),
+            Self::Device(s) => s.save(tensors),
             Self::Reference(all) => {
                 for r in all {
                     tensors.insert(&key(&r.name, "param_f64"), Numbers::F64(r.param.clone()));
@@ -185,7 +182,7 @@ impl Stepper {
     /// A missing buffer, or one of another type or length.
     pub(crate) fn load(&mut self, tensors: &Stored) -> Result<()> {
         match self {
-            Self::Cpu(s) => s.load(tensors),
+            Self::Device(s) => s.load(tensors),
             Self::Reference(all) => {
                 for r in all {
                     r.param = tensors.f64(&key(&r.name, "param_f64"), r.param.len())?;
@@ -199,97 +196,8 @@ impl Stepper {
     }
 }
 
-fn key(param: &str, buffer: &str) -> String {
+pub(crate) fn key(param: &str, buffer: &str) -> String {
     format!("optimizer.{param}.{buffer}")
-}
-
-impl CpuStepper {
-    fn new(
-        device: Cpu,
-        config: MuonConfig,
-        params: &[Param],
-        assignments: Vec<Assignment>,
-    ) -> Result<Self> {
-        let mut muon = Muon::new(device, config)?;
-        let mut ids = Vec::with_capacity(params.len());
-        let orthogonalizes = assignments.iter().any(|a| a.rule.is_muon());
-        let mut groups: Vec<(&str, muon_cuda::GroupId)> = Vec::new();
-        for (p, a) in params.iter().zip(assignments) {
-            let group = match groups.iter().find(|(name, _)| *name == a.group) {
-                Some((_, id)) => *id,
-                None => {
-                    let id = muon.add_group(a.group, a.rule)?;
-                    groups.push((a.group, id));
-                    id
-                }
-            };
-            ids.push((p.name.clone(), muon.add_param(group, ParamSpec::new(&p.name, &a.shape))?));
-        }
-        let routing = muon.routing().to_string();
-        if !orthogonalizes {
-            // A Muon that orthogonalizes nothing is refused as a mistake; AdamW alone is meant here, so a
-            // parameter that never has a gradient stands in.
-            let group = muon.add_group("stand-in", MuonRule::default())?;
-            muon.add_param(group, ParamSpec::new("stand-in", &[1, 1]))?;
-        }
-        Ok(Self { muon, params: ids, routing })
-    }
-
-    fn step(&mut self, lr_factor: f64, params: &mut [Param]) -> Result<()> {
-        let (options, mut tensors) = self.inputs(lr_factor, params);
-        self.muon.step(&options, &mut tensors)?;
-        Ok(())
-    }
-
-    /// What a step is called with.
-    fn inputs<'p>(
-        &self,
-        lr_factor: f64,
-        params: &'p mut [Param],
-    ) -> (StepOptions, Vec<StepTensor<'p, Cpu>>) {
-        let tensors = params
-            .iter_mut()
-            .zip(&self.params)
-            .map(|(p, (_, id))| StepTensor::new(*id, &mut p.data, &p.grad))
-            .collect();
-        (StepOptions { lr_factor, ..StepOptions::default() }, tensors)
-    }
-
-    fn save(&mut self, tensors: &mut Tensors) -> Result<()> {
-        for (name, id) in &self.params {
-            let state = self.muon.export_state(*id)?;
-            for (buffer, data) in state.buffers {
-                match data {
-                    HostBuffer::F32(v) => tensors.insert(&key(name, buffer), Numbers::F32(v)),
-                    HostBuffer::Bf16(_) => bail!("`{name}`: bf16 state in an f32 run"),
-                }
-            }
-            let Counters { steps, skipped } = state.counters;
-            tensors.insert(&key(name, "steps"), Numbers::U64(vec![steps]));
-            tensors.insert(&key(name, "skipped"), Numbers::U64(skipped));
-        }
-        Ok(())
-    }
-
-    fn load(&mut self, tensors: &Stored) -> Result<()> {
-        for (name, id) in &self.params {
-            // The state as it is now has the names and lengths that the file must have.
-            let fresh = self.muon.export_state(*id)?;
-            let buffers = fresh
-                .buffers
-                .iter()
-                .map(|(b, data)| Ok((*b, HostBuffer::F32(tensors.f32(&key(name, b), data.len())?))))
-                .collect::<Result<Vec<_>>>()?;
-            let counters = Counters {
-                steps: tensors.scalar(&key(name, "steps"))?,
-                skipped: tensors.u64(&key(name, "skipped"), fresh.counters.skipped.len())?,
-            };
-            self.muon
-                .import_state(*id, &StateData { buffers, counters })
-                .with_context(|| format!("optimizer state of `{name}`"))?;
-        }
-        Ok(())
-    }
 }
 
 impl ReferenceParam {

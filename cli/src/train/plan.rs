@@ -11,7 +11,8 @@ use super::optimizer::Stepper;
 use super::text;
 use super::transformer::TransformerShape;
 use super::workload::{Source, Workload};
-use crate::args::{DeviceName, OptimizerName, PrecisionName, TaskName, TrainArgs};
+use crate::args::{OptimizerName, PrecisionName, TaskName, TrainArgs};
+use crate::devices::DeviceName;
 use crate::exit::usage;
 
 /// Steps between evaluations: often enough for the curve, seldom enough not to dominate the time.
@@ -64,12 +65,17 @@ pub(crate) fn config(args: &TrainArgs) -> Result<Config> {
         evaluate_every: evaluate_every(&task),
         task,
         device: args.device,
-        precision: args.precision,
+        precision: precision(args),
         threads: args.threads,
         optimizers,
     };
     check(&config, &args.lr)?;
     Ok(config)
+}
+
+/// What the iterate is stored in: as asked, else as the device does it.
+fn precision(args: &TrainArgs) -> PrecisionName {
+    args.precision.unwrap_or(args.device.default_precision())
 }
 
 /// The task, with what its own options say about it.
@@ -124,7 +130,7 @@ fn task(args: &TrainArgs) -> Result<Task> {
 /// Builds every optimizer once, so that nothing is found out after minutes of training.
 fn check(config: &Config, lrs: &[f64]) -> Result<()> {
     if config.device == DeviceName::Reference && config.precision != PrecisionName::F32 {
-        return Err(usage("device `reference` computes in f64; --precision belongs to `cpu`"));
+        return Err(usage("device `reference` computes in f64; --precision belongs to the others"));
     }
     // The oracle takes any number it is given; the optimizer says which are out of range.
     let workload = Workload::new(&Source::load(&config.task)?, config.batch_size, 0);
@@ -165,7 +171,7 @@ fn kinds(args: &TrainArgs) -> Result<Vec<Kind>> {
             OptimizerName::Adamw => kinds.push(Kind::AdamW),
             OptimizerName::Muon => {
                 let named: Vec<&str> = if args.schedule.is_empty() {
-                    defaults::schedules(args.precision.into()).to_vec()
+                    defaults::schedules(precision(args).into()).to_vec()
                 } else {
                     args.schedule.iter().map(String::as_str).collect()
                 };

@@ -1,0 +1,255 @@
+//! What a step of a plan costs on the CUDA device, counted from the recipes as `cuda` executes them. A count, not a
+//! measurement: tests/gpu compares it with what the emulator sees.
+
+use crate::config::{Bf16Params, MuonConfig, MuonRule};
+use crate::device::{StateRule, StateSpec};
+use crate::error::{Result, ResultExt};
+use crate::plan::{Plan, PlanInput, Treatment};
+use crate::precision::{Dtype, Precision};
+use crate::recipe::{Flops, Method, Op, Recipe};
+use crate::shape::{self, Layout, Split};
+
+/// What a plan's cost depends on besides the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CostInputs {
+    /// Element type of the gradients.
+    pub grad: Dtype,
+    /// Element type of the parameters: f32 or bf16.
+    pub param: Dtype,
+    /// Element type of the momentum.
+    pub momentum: Dtype,
+    /// Policy for bf16 parameters.
+    pub bf16_params: Bf16Params,
+    /// Elements of the tensors under AdamW; 0 for none.
+    pub adamw_elements: u64,
+}
+
+/// The cost of one step on the CUDA device, from the second step on, without clipping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepCost {
+    /// Kernels that are launched.
+    pub kernel_launches: u64,
+    /// Calls of cublasLt; one is a product of all matrices of a bucket's chunk.
+    pub products: u64,
+    /// FLOPs of the products. `full` is what the device executes, `symmetric` the least that the recipes can cost.
+    pub flops: Flops,
+    /// Bytes that pass A (with the norms) reads and writes.
+    pub pass_a_bytes: u64,
+    /// Bytes that pass B reads and writes.
+    pub pass_b_bytes: u64,
+    /// Bytes that AdamW (with the check of its gradients) reads and writes.
+    pub adamw_bytes: u64,
+    /// Bytes of optimizer state, both rules.
+    pub state_bytes: u64,
+}
+
+impl StepCost {
+    /// Bytes of all passes.
+    #[must_use]
+    pub fn pass_bytes(&self) -> u64 {
+        self.pass_a_bytes + self.pass_b_bytes + self.adamw_bytes
+    }
+}
+
+/// Kernels of pass A: `direction_scan`, `norm_finish`, `momentum_blend`.
+const PASS_A: u64 = 3;
+/// Kernels that look at results before they are applied: `update_check`, `update_verdict`.
+const CHECK: u64 = 2;
+/// Kernels of AdamW: `gradient_sum`, `span_finish`, `adamw_prepare`, `adamw_apply`.
+const ADAMW: u64 = 4;
+
+impl Recipe {
+    /// Kernels that the CUDA device launches besides the [products](Recipe::gemms), for any number of matrices up to
+    /// 65535 (more are split).
+    #[must_use]
+    pub fn kernel_launches(&self) -> u64 {
+        self.ops()
+            .iter()
+            .map(|op| match op {
+                // Factors, then both operands scaled.
+                Op::AolScale { .. } => 3,
+                // A second addend is added by the kernel that completes the product.
+                Op::Symmetric { gamma, .. } if *gamma != 0.0 => 1,
+                // A square is symmetric as it stands; another product is mirrored.
+                Op::Symmetric { a, b, .. } => u64::from(a != b),
+                Op::Gram { .. } | Op::Apply { .. } => 0,
+            })
+            .sum()
+    }
+}
+
+impl Plan {
+    /// A plan for parameters of these shapes, each so many times, all under one rule and without a device.
+    ///
+    /// # Errors
+    /// As [`Muon::add_param`](crate::Muon::add_param).
+    pub fn for_shapes<'a>(
+        config: &MuonConfig,
+        rule: &MuonRule,
+        shapes: impl IntoIterator<Item = (&'a [usize], usize)>,
+    ) -> Result<Self> {
+        config.validate()?;
+        crate::config::Rule::from(rule.clone()).validate()?;
+        let mut params = Vec::new();
+        for (dimensions, count) in shapes {
+            let blocks = shape::blocks(dimensions, Layout::OutIn, &Split::Whole)
+                .context(|| format!("matrices {dimensions:?}"))?;
+            params.extend(std::iter::repeat_n(blocks, count));
+        }
+        let inputs = params.iter().enumerate().map(|(param, blocks)| PlanInput {
+            param,
+            rule,
+            blocks,
+            name: "matrix",
+        });
+        Self::new(config, inputs)
+    }
+
+    /// What a step costs on the CUDA device.
+    #[must_use]
+    pub fn cuda_cost(&self, inputs: &CostInputs) -> StepCost {
+        let spec = |rule| StateSpec {
+            len: 1,
+            param_dtype: inputs.param,
+            bf16_params: inputs.bf16_params,
+            rule,
+            salt: 0,
+        };
+        let muon_spec = spec(StateRule::Muon { momentum_dtype: inputs.momentum, matrices: 1 });
+        let adamw_spec = spec(StateRule::AdamW);
+        let (grad, momentum) = (inputs.grad.bytes() as u64, inputs.momentum.bytes() as u64);
+        // Read and written; beside an f32 master a bf16 parameter is only written.
+        let param = inputs.param.bytes() as u64;
+        let param = if muon_spec.has_master() { 8 + param } else { 2 * param };
+        let elements = self.elements() as u64;
+
+        let mut cost = StepCost {
+            kernel_launches: 0,
+            products: 0,
+            flops: Flops::default(),
+            pass_a_bytes: 0,
+            pass_b_bytes: 0,
+            adamw_bytes: inputs.adamw_elements * (2 * grad + 16 + param),
+            state_bytes: elements * muon_spec.bytes() as u64
+                + inputs.adamw_elements * adamw_spec.bytes() as u64,
+        };
+        for bucket in self.buckets() {
+            let n = (bucket.shape.len() * bucket.matrices.len()) as u64;
+            let iterate = bucket.treatment.stored_in(self.precision()).bytes() as u64;
+            // Gradient and momentum are read for the norm and again for the blend.
+            cost.pass_a_bytes += n * (2 * grad + 3 * momentum + iterate);
+            cost.pass_b_bytes += n * (iterate + param);
+            if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
+                let flops = recipe.flops(bucket.shape);
+                let count = bucket.matrices.len() as u64;
+                cost.flops.full += flops.full * count;
+                cost.flops.symmetric += flops.symmetric * count;
+            }
+        }
+        for chunk in 0..self.chunks() {
+            let active = || self.buckets().iter().filter(|b| !Self::segment(b, chunk).is_empty());
+            if active().next().is_none() {
+                continue;
+            }
+            let checked = active().any(|b| match b.treatment {
+                Treatment::ExactSvd => true,
+                Treatment::Polynomial { .. } => {
+                    self.precision() != Precision::F32
+                        && matches!(b.method, Some(Method::Gram { .. }))
+                }
+                Treatment::Identity | Treatment::Frobenius => false,
+            });
+            cost.kernel_launches += PASS_A + 1 + if checked { CHECK } else { 0 };
+            for bucket in active() {
+                if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
+                    cost.kernel_launches += recipe.kernel_launches();
+                    cost.products += recipe.gemms() as u64;
+                }
+            }
+        }
+        // `step_finish`.
+        cost.kernel_launches += u64::from(!self.buckets().is_empty());
+        cost.kernel_launches += if inputs.adamw_elements > 0 { ADAMW } else { 0 };
+        cost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coefficients::CoefficientSchedule;
+    use crate::config::{MethodChoice, Orthogonalizer};
+
+    fn plan(schedule: &str, method: MethodChoice, config: &MuonConfig) -> Plan {
+        let rule = MuonRule {
+            orthogonalizer: Orthogonalizer::Polynomial {
+                schedule: CoefficientSchedule::preset_or_file(schedule).unwrap(),
+                iterations: None,
+            },
+            method,
+            ..MuonRule::default()
+        };
+        let shapes: [(&[usize], usize); 2] = [(&[32, 32], 3), (&[64, 32], 2)];
+        Plan::for_shapes(config, &rule, shapes).unwrap()
+    }
+
+    const INPUTS: CostInputs = CostInputs {
+        grad: Dtype::Bf16,
+        param: Dtype::F32,
+        momentum: Dtype::F32,
+        bf16_params: Bf16Params::Master,
+        adamw_elements: 100,
+    };
+
+    #[test]
+    fn five_quintics_by_hand() {
+        let config = MuonConfig { precision: Precision::Bf16, ..MuonConfig::default() };
+        let cost = plan("jordan", MethodChoice::Standard, &config).cuda_cost(&INPUTS);
+        // Five iterations of three products for each of two shapes; squares need no mirror.
+        assert_eq!(cost.products, 30);
+        // 3 of pass A, 1 of pass B, step_finish, 4 of AdamW.
+        assert_eq!(cost.kernel_launches, 9);
+        // Full: (4α + 2) n³ an iteration.
+        let n3 = 32u64.pow(3);
+        assert_eq!(cost.flops.full, 5 * n3 * (3 * 6 + 2 * 10));
+        let elements = 3 * 32 * 32 + 2 * 64 * 32;
+        assert_eq!(cost.pass_a_bytes, 18 * elements);
+        assert_eq!(cost.pass_b_bytes, 10 * elements);
+        assert_eq!(cost.adamw_bytes, 28 * 100);
+        assert_eq!(cost.state_bytes, 4 * elements + 8 * 100);
+    }
+
+    #[test]
+    fn forced_gram_forms_are_checked_and_mirrored_and_chunks_multiply() {
+        let config = MuonConfig { precision: Precision::Bf16, ..MuonConfig::default() };
+        let gram = MethodChoice::Gram(vec![5]);
+        let whole = plan("jordan", gram.clone(), &config);
+        let cost = whole.cuda_cost(&INPUTS);
+        let Treatment::Polynomial { recipe, .. } = &whole.buckets()[0].treatment else {
+            unreachable!("a polynomial was asked for")
+        };
+        assert!(recipe.kernel_launches() > 0);
+        assert_eq!(cost.kernel_launches, 9 + CHECK + 2 * recipe.kernel_launches());
+        let few = MuonConfig { workspace_limit: 1, ..config };
+        let chunked = plan("jordan", gram, &few);
+        assert_eq!(chunked.chunks(), 3);
+        let more = chunked.cuda_cost(&INPUTS);
+        // Three chunks; the second bucket has a matrix in two of them.
+        assert_eq!(more.kernel_launches, 5 + 3 * 6 + 5 * recipe.kernel_launches());
+        assert_eq!(more.flops, cost.flops);
+        assert_eq!(more.pass_bytes(), cost.pass_bytes());
+    }
+
+    #[test]
+    fn bf16_parameters_with_and_without_a_master() {
+        let plan = plan("jordan", MethodChoice::Standard, &MuonConfig::default());
+        let elements = plan.elements() as u64;
+        let bf16 = CostInputs { param: Dtype::Bf16, adamw_elements: 0, ..INPUTS };
+        let master = plan.cuda_cost(&bf16);
+        // f32 iterate; master read and written, parameter written.
+        assert_eq!(master.pass_b_bytes, (4 + 8 + 2) * elements);
+        assert_eq!(master.state_bytes, 8 * elements);
+        let stochastic = CostInputs { bf16_params: Bf16Params::Stochastic { seed: 0 }, ..bf16 };
+        assert_eq!(plan.cuda_cost(&stochastic).pass_b_bytes, (4 + 4) * elements);
+    }
+}
