@@ -111,6 +111,7 @@ impl Gemm {
     ///
     /// # Errors
     /// A product that cublasLt does not support; a failed device.
+    #[expect(clippy::too_many_arguments, reason = "the operands of a product")]
     pub(super) fn run(
         &mut self,
         product: &Product,

@@ -16,6 +16,7 @@ use crate::precision::Dtype;
 ///
 /// # Errors
 /// A failed device.
+#[expect(clippy::too_many_arguments, reason = "one chunk of a step, called from one place")]
 pub(super) fn pass_a(
     launcher: &Launcher,
     grad_scale: u64,

@@ -213,7 +213,7 @@ fn adamw_produces_the_bits_of_the_cpu_device() {
             let mut ids = Vec::new();
             for step in 0..2 {
                 let spec = |name: &str, shape: &[usize]| ParamSpec::new(name, shape);
-                let (hidden, rest) = (MuonRule::default(), rule.clone());
+                let (hidden, rest) = (MuonRule::default(), rule);
                 if step == 0 {
                     let h = cpu.add_group("hidden", hidden).unwrap();
                     let r = cpu.add_group("rest", rest).unwrap();
