@@ -180,7 +180,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
     pub(crate) seeds: usize,
 
-    /// Where the optimizer runs: cpu, reference (the f64 oracle), cuda[:N], or emulated (the GPU's kernels executed
+    /// Where the optimizer runs: cpu, reference (the f64 oracle), cuda or cuda:N, emulated (the GPU's kernels executed
     /// and checked on the CPU, slow; in builds with feature `emulator`)
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
@@ -546,7 +546,7 @@ pub(crate) struct OrthogonalizeArgs {
     #[arg(long, conflicts_with = "schedule")]
     pub(crate) exact: bool,
 
-    /// Where to compute: cpu, reference (the f64 oracle), cuda[:N], or emulated (in builds with feature `emulator`)
+    /// Where to compute: cpu, reference (the f64 oracle), cuda or cuda:N, emulated (in builds with feature `emulator`)
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
@@ -598,7 +598,7 @@ pub(crate) struct VerifyArgs {
     #[arg(value_name = "TRAJECTORIES.json")]
     pub(crate) trajectories: PathBuf,
 
-    /// Where to replay: cpu, reference (the f64 oracle), cuda[:N], or emulated (the GPU's kernels executed and checked
+    /// Where to replay: cpu, reference (the f64 oracle), cuda or cuda:N, emulated (the GPU's kernels executed and checked
     /// on the CPU; in builds with feature `emulator`)
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,

@@ -44,7 +44,13 @@ fn recordings_of_pytorch_hold_in_every_precision() {
         assert!(cases.len() >= 3);
         for case in cases {
             assert_eq!(case["passed"], true, "{more:?} {case}");
-            assert!(case["error"].as_f64().unwrap() <= tolerance, "{more:?} {case}");
+            let error = case["error"].as_f64().unwrap();
+            assert!(error <= tolerance, "{more:?} {case}");
+            // Rounding that is not there is a mistake as well: at least 1.1e-3 and 7.1e-4 were measured.
+            assert!(
+                error > 1e-4 || !(more.contains(&"bf16") || more.contains(&"fp16")),
+                "{more:?} {case}"
+            );
         }
     }
 }

@@ -15,6 +15,7 @@ mod device;
 mod faults;
 mod graph;
 mod hostile;
+mod plan;
 mod step;
 #[path = "../support/mod.rs"]
 mod support;
