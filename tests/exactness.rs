@@ -14,7 +14,7 @@ use muon_cuda::{
     Cpu, MomentumMode, Muon, MuonConfig, MuonRule, Nesterov, NonFinite, Orthogonalizer, ParamSpec,
     Precision, StepOptions, StepTensor, UpdateScale,
 };
-use support::{Random, bits, rule, run};
+use support::{Random, bits, degree_nine, rule, run};
 
 #[test]
 fn without_orthogonalization_integers_equal_sgd_with_momentum_bit_for_bit() {
@@ -82,7 +82,7 @@ fn scaled_runs(
 #[test]
 fn scaling_gradients_by_a_power_of_two_changes_no_bit() {
     for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
-        for preset in ["jordan", "polar_express_5", "nonic3_band12", "turbo_muon"] {
+        for preset in ["jordan", "polar_express_5", degree_nine(precision), "turbo_muon"] {
             for shape in [[17, 33], [33, 17], [64, 64]] {
                 for magnitude in [1.0, 1e-2] {
                     scaled_runs(shape, magnitude, &rule(preset), precision, &[-60, -7, 1, 60]);
@@ -132,7 +132,7 @@ fn threads_and_repetition_change_no_bit() {
     for precision in [Precision::F32, Precision::Bf16] {
         let config = MuonConfig { precision, ..MuonConfig::default() };
         for shape in [[7, 13], [127, 257], [300, 200], [1, 40], [40, 1]] {
-            for preset in ["jordan", "nonic3_band25"] {
+            for preset in ["jordan", degree_nine(precision)] {
                 let mut random = Random::new(3);
                 let n = shape[0] * shape[1];
                 let start = random.normals(n);

@@ -17,7 +17,7 @@ use muon_cuda::{
     AdamWRule, Cpu, Layout, MomentumMode, Muon, MuonConfig, MuonRule, Nesterov, Orthogonalizer,
     ParamSpec, Precision, Split, StepOptions, StepTensor, UpdateScale, WeightDecayMode,
 };
-use support::{Random, oracle, rule, run, single, update_error};
+use support::{Random, degree_nine, oracle, rule, run, single, update_error};
 
 /// f32 iterates: five iterations amplify rounding of the Gram matrix by the schedule's slope along small
 /// singular values. Measured over this file's cases: at most 2.1e-5.
@@ -175,7 +175,7 @@ fn splits_and_layouts_equal_separate_parameters() {
 #[test]
 fn the_transposed_problem_has_the_transposed_solution() {
     for precision in [Precision::F32, Precision::Bf16] {
-        for preset in ["jordan", "polar_express_5", "nonic3_band25"] {
+        for preset in ["jordan", "polar_express_5", degree_nine(precision)] {
             let (rows, cols) = (30, 50);
             let mut random = Random::new(77);
             let start = vec![0.0; rows * cols];

@@ -505,3 +505,29 @@ fn standalone_orthogonalization_equals_the_optimizers() {
         );
     }
 }
+
+#[test]
+fn a_schedule_without_room_for_rounding_is_refused_in_that_precision() {
+    for (preset, precision, refused) in [
+        ("nonic3_band12", Precision::Bf16, true),
+        ("nonic3_band25", Precision::Fp16, true),
+        ("nonic3_band12", Precision::F32, false),
+        ("tuned_bf16", Precision::Bf16, false),
+        ("jordan", Precision::Bf16, false),
+    ] {
+        let config = MuonConfig { precision, ..MuonConfig::default() };
+        let mut muon = Muon::new(Cpu::with_threads(1).unwrap(), config).unwrap();
+        let rule = MuonRule {
+            orthogonalizer: Orthogonalizer::preset(preset).unwrap(),
+            ..MuonRule::default()
+        };
+        let group = muon.add_group("hidden", rule).unwrap();
+        match muon.add_param(group, ParamSpec::new("w", &[4, 9])) {
+            Err(e) => {
+                assert!(refused && e.is_invalid_config(), "{preset} {precision}: {e}");
+                assert!(e.to_string().contains("tuned_"), "says what to use instead: {e}");
+            }
+            Ok(_) => assert!(!refused, "{preset} in {precision} must be refused"),
+        }
+    }
+}

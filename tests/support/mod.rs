@@ -10,8 +10,8 @@
 
 use muon_cuda::reference::{self, Matrix};
 use muon_cuda::{
-    Cpu, Layout, Muon, MuonConfig, MuonRule, Orthogonalizer, ParamId, ParamSpec, StepOptions,
-    StepTensor,
+    Cpu, Layout, Muon, MuonConfig, MuonRule, Orthogonalizer, ParamId, ParamSpec, Precision,
+    StepOptions, StepTensor,
 };
 
 /// xorshift64*, enough for test inputs.
@@ -52,6 +52,15 @@ impl Random {
 /// A rule with an orthogonalizer by preset name.
 pub fn rule(preset: &str) -> MuonRule {
     MuonRule { orthogonalizer: Orthogonalizer::preset(preset).unwrap(), ..MuonRule::default() }
+}
+
+/// A schedule with polynomials of degree 9 that has room for the rounding of that precision.
+pub fn degree_nine(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Bf16 => "tuned_bf16",
+        Precision::Fp16 => "tuned_fp16",
+        _ => "nonic3_band12",
+    }
 }
 
 /// An optimizer with one parameter `w` of that shape under that rule.
