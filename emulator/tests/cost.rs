@@ -1,5 +1,4 @@
-//! What emulation costs: launches, modules, products. The bounds are ten times what was measured on
-//! two cores, so that only a change of order fails; `--nocapture` shows the figures.
+//! What emulation costs: launches, modules, products, shown by `--nocapture`. Nothing is asserted about time.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -10,11 +9,7 @@
 
 mod seeded;
 
-use std::{
-    ffi::c_void,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ffi::c_void, sync::Arc, time::Instant};
 
 use cuda_emulator::Emulator;
 use cudarc::{
@@ -79,7 +74,6 @@ fn a_launch_over_a_million_elements() {
         counters.instructions as f64 / took.as_secs_f64() / 1e6
     );
     assert_eq!(counters.global_store_sectors, count as u64 * 4 / 32);
-    assert!(took < Duration::from_secs(2), "{took:?}");
     drop((x, y, add, stream, ctx));
     assert_eq!(emulator.finish().unwrap(), []);
 }
@@ -118,7 +112,6 @@ fn many_small_launches_in_a_program_with_much_memory() {
         }
         let each = begin.elapsed() / 1000;
         eprintln!("a launch of 300 threads, waited for every {per_wait}: {each:?}");
-        assert!(each < Duration::from_millis(2), "{each:?}");
     }
     drop((weights, arena, x, add, stream, ctx));
     assert_eq!(emulator.finish().unwrap(), []);
@@ -144,7 +137,6 @@ fn a_module_loaded_again() {
     }
     let again = took[1..].iter().max().unwrap();
     eprintln!("emulator, context and module: first {:?}, then at most {again:?}", took[0]);
-    assert!(*again < Duration::from_millis(50), "{took:?}");
 }
 
 #[test]
@@ -192,7 +184,6 @@ fn a_product_of_512() {
         }
         let took = begin.elapsed();
         eprintln!("512 x 512 x 512 bf16 product: {took:?}");
-        assert!(took < Duration::from_secs(1), "{took:?}");
     }
     drop((a, c, handle, stream, ctx));
     assert_eq!(emulator.finish().unwrap(), []);
