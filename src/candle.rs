@@ -12,10 +12,11 @@ use crate::config::MuonConfig;
 use crate::cpu::{Cpu, CpuGrad, CpuParamMut};
 use crate::device::StepTensor;
 use crate::error::{Error, Result, ResultExt};
-use crate::optimizer::{GroupId, Muon, ParamId, ParamSpec, RoutingReport, StepOptions, StepReport};
+use crate::optimizer::{GroupId, Muon, ParamId, ParamSpec, StepOptions, StepReport};
 use crate::plan::Plan;
 use crate::precision::Dtype;
 use crate::routing::RoutingRule;
+use crate::routing_report::RoutingReport;
 
 /// Muon over the variables of a candle model.
 ///

@@ -54,6 +54,7 @@ pub mod recipe;
 pub mod reference;
 mod rounding;
 mod routing;
+mod routing_report;
 mod scale;
 mod shape;
 pub mod spectrum;
@@ -78,14 +79,12 @@ pub use device::{
 };
 pub use error::{Error, Result};
 pub use learning_rate::LrSchedule;
-pub use optimizer::{
-    FoundNonFinite, GroupId, Muon, ParamId, ParamSpec, Route, RoutingReport, StepOptions,
-    StepReport,
-};
+pub use optimizer::{FoundNonFinite, GroupId, Muon, ParamId, ParamSpec, StepOptions, StepReport};
 pub use orthogonalize::{OrthogonalizeOptions, Orthogonalized, orthogonalize};
 pub use plan::{Bucket, Plan, PlannedMatrix, Treatment};
 pub use precision::{Dtype, Precision};
 pub use routing::{Decision, RoutingRule};
+pub use routing_report::{Route, RoutingReport};
 pub use scale::UpdateScale;
 pub use shape::{Block, Layout, MatrixShape, Orientation, Split};
 pub use spectrum::Spectrum;

@@ -1,6 +1,5 @@
 //! The optimizer: groups and parameters, the plan, and the order of operations of a step.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{
@@ -14,6 +13,7 @@ use crate::device::{
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::plan::{Plan, PlanInput};
 use crate::precision::Dtype;
+use crate::routing_report::{Route, RoutingReport};
 use crate::shape::{self, Block, Layout, Split};
 use crate::spectrum::SpectrumRecord;
 
@@ -165,67 +165,6 @@ pub struct StepReport {
     pub untouched: usize,
     /// Whether the loss scaler's verdict skipped the whole step.
     pub skipped: bool,
-}
-
-/// One line of a routing report.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Route {
-    /// The parameter.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its group.
-    pub group: String,
-    /// The orthogonalizer's name under the Muon rule, `None` under AdamW.
-    pub orthogonalizer: Option<String>,
-    /// Number of matrices that are orthogonalized one by one.
-    pub matrices: usize,
-    /// Number of elements.
-    pub elements: usize,
-}
-
-/// What is orthogonalized and what is not; see [`Muon::routing`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct RoutingReport {
-    /// One entry per parameter, in registration order.
-    pub routes: Vec<Route>,
-}
-
-impl RoutingReport {
-    /// Fraction of all elements that are under the Muon rule, in `[0, 1]`.
-    #[must_use]
-    pub fn muon_fraction(&self) -> f64 {
-        let total: usize = self.routes.iter().map(|r| r.elements).sum();
-        let muon: usize =
-            self.routes.iter().filter(|r| r.orthogonalizer.is_some()).map(|r| r.elements).sum();
-        if total == 0 { 0.0 } else { muon as f64 / total as f64 }
-    }
-}
-
-impl fmt::Display for RoutingReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let muon = self.routes.iter().filter(|r| r.orthogonalizer.is_some()).count();
-        writeln!(
-            f,
-            "Muon: {muon} of {} parameters, {:.1} % of elements",
-            self.routes.len(),
-            100.0 * self.muon_fraction()
-        )?;
-        for r in &self.routes {
-            match &r.orthogonalizer {
-                Some(o) if r.matrices == 1 => {
-                    writeln!(f, "  muon   {} {:?} (group `{}`, {o})", r.name, r.shape, r.group)?;
-                }
-                Some(o) => writeln!(
-                    f,
-                    "  muon   {} {:?} as {} matrices (group `{}`, {o})",
-                    r.name, r.shape, r.matrices, r.group
-                )?,
-                None => writeln!(f, "  adamw  {} {:?} (group `{}`)", r.name, r.shape, r.group)?,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The Muon optimizer on a device.
