@@ -263,6 +263,13 @@ pub(super) fn adamw<G: Element>(
     }
 }
 
+/// Whether no element is a NaN or an infinity. On integers, whose maximum may be taken in any order and so
+/// vectorises.
+pub(super) fn all_finite(x: &[f32]) -> bool {
+    let magnitude = |x: &f32| x.to_bits() & !(1 << 31);
+    x.iter().map(magnitude).fold(0, u32::max) < f32::INFINITY.to_bits()
+}
+
 /// Sum of squares in f64; not finite if an element is not.
 pub(super) fn sum_of_squares<G: Element>(grad: &[G], scale: f32) -> f64 {
     let mut sums = [0.0f64; 8];

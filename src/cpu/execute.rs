@@ -23,7 +23,8 @@ impl MatrixBuffers {
         let n = shape.short();
         Self {
             x: [vec![0.0; shape.len()], vec![0.0; shape.len()]],
-            small: vec![vec![0.0; n * n]; recipe.small_buffers()],
+            // One by one: a cloned buffer is written here, page by page, instead of where it is first used.
+            small: (0..recipe.small_buffers()).map(|_| vec![0.0; n * n]).collect(),
         }
     }
 

@@ -218,7 +218,11 @@ pub(super) fn pass_b(
     };
     // The orthogonalization itself may have overflowed (a forced method in 16 bit): its result is checked,
     // not only the gradient, before anything is written.
-    let finite = update.iter().fold(0.0f32, |a, x| a + x * 0.0) == 0.0;
+    let finite = if parallel && update.len() > RANGE {
+        update.par_chunks(RANGE).all(elementwise::all_finite)
+    } else {
+        elementwise::all_finite(update)
+    };
     if !(slot.sum_of_squares.is_finite() && finite) {
         state.counters.skipped[job.matrix] += 1;
         return;

@@ -74,7 +74,8 @@ pub(super) fn symmetric_product(
     epilogue: Epilogue<'_>,
     parallel: bool,
 ) {
-    Product { alpha, left, right, epilogue, parallel }.triangle(out, 0);
+    let tile = tile_side(out.nrows(), out.ncols(), TRIANGLE);
+    Product { alpha, left, right, epilogue, tile, parallel }.triangle(out, 0);
 }
 
 /// `alpha·left·right` and its epilogue.
@@ -86,7 +87,8 @@ pub(super) fn product(
     epilogue: Epilogue<'_>,
     parallel: bool,
 ) {
-    Product { alpha, left, right, epilogue, parallel }.rectangle(out, None, (0, 0), RECTANGLE);
+    let tile = tile_side(out.nrows(), out.ncols(), RECTANGLE);
+    Product { alpha, left, right, epilogue, tile, parallel }.rectangle(out, None, (0, 0));
 }
 
 /// A product whose result is cut in halves until the pieces are tiles.
@@ -95,19 +97,27 @@ struct Product<'a> {
     left: MatRef<'a, f32>,
     right: MatRef<'a, f32>,
     epilogue: Epilogue<'a>,
+    /// Largest side of a tile.
+    tile: usize,
     parallel: bool,
+}
+
+/// `largest`, or less where the result would be fewer than about four tiles: two threads want one each, and
+/// one to even out. Depends on the shape alone.
+fn tile_side(rows: usize, cols: usize, largest: usize) -> usize {
+    (rows * cols / 4).isqrt().next_multiple_of(48).clamp(48, largest)
 }
 
 impl Product<'_> {
     /// The diagonal block that starts at (`first`, `first`), mirrored.
     fn triangle(&self, mut out: MatMut<'_, f32>, first: usize) {
         let n = out.nrows();
-        if n > TRIANGLE {
+        if n > self.tile {
             let half = half(n);
             let (top, upper, corner, bottom) = out.split_at_mut(half, half);
             let upper = Some(upper.transpose_mut());
             self.both(
-                || self.rectangle(corner, upper, (first + half, first), TRIANGLE),
+                || self.rectangle(corner, upper, (first + half, first)),
                 || {
                     self.both(|| self.triangle(top, first), || self.triangle(bottom, first + half));
                 },
@@ -129,17 +139,16 @@ impl Product<'_> {
         mirror(out);
     }
 
-    /// The block that starts at `at`, in tiles of at most `largest` rows and columns; each tile is copied to
-    /// the same place of `mirrored`, the transposed view of the block on the other side of the diagonal.
+    /// The block that starts at `at`, in tiles; each is copied to the same place of `mirrored`, the transposed
+    /// view of the block on the other side of the diagonal.
     fn rectangle(
         &self,
         mut out: MatMut<'_, f32>,
         mirrored: Option<MatMut<'_, f32>>,
         at: (usize, usize),
-        largest: usize,
     ) {
         let ((row, col), rows, cols) = (at, out.nrows(), out.ncols());
-        if rows.max(cols) > largest {
+        if rows.max(cols) > self.tile {
             let down = rows >= cols;
             let half = half(rows.max(cols));
             let (first, second) = split_in_two(out, half, down);
@@ -150,8 +159,8 @@ impl Product<'_> {
                 };
             let next = if down { (row + half, col) } else { (row, col + half) };
             self.both(
-                || self.rectangle(first, first_mirrored, at, largest),
-                || self.rectangle(second, second_mirrored, next, largest),
+                || self.rectangle(first, first_mirrored, at),
+                || self.rectangle(second, second_mirrored, next),
             );
             return;
         }
