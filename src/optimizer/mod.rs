@@ -1,0 +1,254 @@
+//! The optimizer: parameters and groups ([`param`], [`registry`]), the plan made for them, and the order of
+//! operations of a step ([`step`]).
+
+mod options;
+mod param;
+mod registry;
+mod step;
+
+use crate::config::{MuonConfig, Rule};
+use crate::device::{Counters, Device, StateData};
+use crate::error::{Error, Result, ResultExt};
+use crate::plan::{Plan, PlanInput};
+use crate::routing_report::{Route, RoutingReport};
+
+pub use options::{FoundNonFinite, StepOptions, StepReport};
+use param::Group;
+pub(crate) use param::Param;
+pub use param::{GroupId, ParamId, ParamSpec};
+use step::Scratch;
+/// The Muon optimizer on a device.
+///
+/// Parameters and gradients stay the caller's and come with each step; the optimizer owns momentum and
+/// everything else that must outlive a step.
+///
+/// # Example
+/// ```
+/// use muon_cuda::{AdamWRule, Cpu, Muon, MuonConfig, MuonRule, ParamSpec, StepOptions, StepTensor};
+///
+/// let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+/// let hidden = muon.add_group("hidden", MuonRule { lr: 0.02, ..MuonRule::default() })?;
+/// let rest = muon.add_group("rest", AdamWRule { lr: 3e-3, ..AdamWRule::default() })?;
+/// let w = muon.add_param(hidden, ParamSpec::new("layer.weight", &[2, 3]))?;
+/// let b = muon.add_param(rest, ParamSpec::new("layer.bias", &[2]))?;
+///
+/// let (mut weight, mut bias) = (vec![0.1f32; 6], vec![0.0f32; 2]);
+/// let (weight_grad, bias_grad) = (vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0], vec![0.5, -0.5]);
+/// muon.step(
+///     &StepOptions::default(),
+///     &mut [StepTensor::new(w, &mut weight, &weight_grad), StepTensor::new(b, &mut bias, &bias_grad)],
+/// )?;
+/// println!("{}{}", muon.routing(), muon.plan()?);
+/// # Ok::<(), muon_cuda::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Muon<D: Device> {
+    /// Part of every id this optimizer hands out.
+    owner: u64,
+    device: D,
+    config: MuonConfig,
+    groups: Vec<Group>,
+    params: Vec<Param>,
+    /// One per parameter, in the same order.
+    states: Vec<D::State>,
+    /// Position of each id among the parameters; `None` once removed.
+    positions: Vec<Option<usize>>,
+    planned: Option<Planned<D>>,
+    scratch: Scratch,
+    /// Set by a step that was interrupted half-way.
+    torn: Option<String>,
+    /// Counts the plans that were made.
+    generation: u64,
+}
+
+#[derive(Debug)]
+struct Planned<D: Device> {
+    plan: Plan,
+    workspace: D::Workspace,
+}
+
+impl<D: Device> Muon<D> {
+    /// An optimizer without parameters.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself.
+    pub fn new(device: D, config: MuonConfig) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            owner: param::new_owner(),
+            device,
+            config,
+            groups: Vec::new(),
+            params: Vec::new(),
+            states: Vec::new(),
+            positions: Vec::new(),
+            planned: None,
+            scratch: Scratch::default(),
+            torn: None,
+            generation: 0,
+        })
+    }
+
+    /// The plan of a step with every parameter; made on first use and when parameters change.
+    ///
+    /// # Errors
+    /// As [`Muon::step`]: nothing under the Muon rule, or a schedule that cannot be run safely.
+    pub fn plan(&mut self) -> Result<&Plan> {
+        self.prepare_plan()?;
+        self.planned
+            .as_ref()
+            .map(|p| &p.plan)
+            .ok_or_else(|| Error::invalid_config("the plan could not be made"))
+    }
+
+    /// Makes plan and workspace if parameters or groups changed; refuses an optimizer that would orthogonalize nothing.
+    fn prepare_plan(&mut self) -> Result<()> {
+        if self.planned.is_some() {
+            return Ok(());
+        }
+        if !self.params.iter().any(|p| self.groups[p.group].rule.is_muon()) {
+            return Err(Error::invalid_config(
+                "no parameter is under the Muon rule, so nothing would be orthogonalized; register the hidden \
+                 matrices in a group with a `MuonRule`",
+            ));
+        }
+        for (i, group) in self.groups.iter().enumerate() {
+            if group.rule.is_muon() && !self.params.iter().any(|p| p.group == i) {
+                return Err(Error::invalid_config(format!(
+                    "group `{}` has the Muon rule but no parameter; register one or do not add the group",
+                    group.name
+                )));
+            }
+        }
+        let inputs = self.params.iter().enumerate().filter_map(|(position, p)| {
+            match &self.groups[p.group].rule {
+                Rule::Muon(rule) => {
+                    Some(PlanInput { param: position, rule, blocks: &p.blocks, name: &p.spec.name })
+                }
+                Rule::AdamW(_) => None,
+            }
+        });
+        let plan = Plan::new(&self.config, inputs)?;
+        let workspace = self.device.new_workspace(&plan)?;
+        self.planned = Some(Planned { plan, workspace });
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// Which plan is in force: changes whenever parameters or rules did.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn generation(&self) -> (u64, u64) {
+        (self.owner, self.generation)
+    }
+
+    /// What is orthogonalized and what is not.
+    #[must_use]
+    pub fn routing(&self) -> RoutingReport {
+        let routes = self
+            .params
+            .iter()
+            .map(|p| {
+                let group = &self.groups[p.group];
+                Route {
+                    name: p.spec.name.clone(),
+                    shape: p.spec.shape.clone(),
+                    group: group.name.clone(),
+                    orthogonalizer: match &group.rule {
+                        Rule::Muon(rule) => Some(rule.orthogonalizer.name()),
+                        Rule::AdamW(_) => None,
+                    },
+                    matrices: p.blocks.len(),
+                    elements: p.len,
+                }
+            })
+            .collect();
+        RoutingReport { routes }
+    }
+
+    /// Steps taken by a parameter and skips of its matrices; waits for the device.
+    ///
+    /// # Errors
+    /// An unknown id, or a failed device.
+    pub fn counters(&mut self, id: ParamId) -> Result<Counters> {
+        let position = self.position(id)?;
+        self.device.counters(&self.states[position])
+    }
+
+    /// Copies a parameter's state to the host; waits for the device.
+    ///
+    /// # Errors
+    /// An unknown id, or a failed device.
+    pub fn export_state(&mut self, id: ParamId) -> Result<StateData> {
+        self.refuse_torn()?;
+        let position = self.position(id)?;
+        self.device.export_state(&self.states[position])
+    }
+
+    /// Replaces a parameter's state, such as by one from another framework.
+    ///
+    /// # Errors
+    /// An unknown id, or buffers whose number, dtype or length is not the parameter's. The old state stays.
+    pub fn import_state(&mut self, id: ParamId, data: &StateData) -> Result<()> {
+        let position = self.position(id)?;
+        let param = &self.params[position];
+        self.states[position] = self
+            .device
+            .import_state(&param.state, data)
+            .context(|| format!("state of `{}`", param.spec.name))?;
+        Ok(())
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &MuonConfig {
+        &self.config
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// Bytes of state on the device.
+    #[must_use]
+    pub fn state_bytes(&self) -> usize {
+        self.params.iter().map(|p| p.state.bytes()).sum()
+    }
+
+    /// Waits for the device.
+    ///
+    /// # Errors
+    /// A failure of earlier, asynchronous work.
+    pub fn synchronize(&mut self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    /// Replaces the state of every parameter, which ends being torn.
+    pub(crate) fn replace_states(&mut self, states: Vec<D::State>) {
+        self.states = states;
+        self.torn = None;
+    }
+
+    pub(crate) fn refuse_torn_checkpoint(&self) -> Result<()> {
+        self.refuse_torn().context(|| "checkpoint")
+    }
+
+    pub(crate) fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// What [`crate::checkpoint`] needs: parameters, their modes, their states, and the device.
+    pub(crate) fn parts(&mut self) -> (&mut D, &[Param], &mut Vec<D::State>) {
+        (&mut self.device, &self.params, &mut self.states)
+    }
+
+    pub(crate) fn modes(&self, param: &Param) -> String {
+        self.groups[param.group].rule.modes()
+    }
+}

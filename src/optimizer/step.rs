@@ -1,0 +1,423 @@
+//! A step: checks, stages in order, and what an interruption means.
+
+use super::Muon;
+use super::options::{FoundNonFinite, StepOptions, StepReport};
+use super::param::{Group, Param, ParamSpec, position_of};
+use crate::config::{AdamWRule, MuonRule, NonFinite, Rule, WeightDecayMode};
+use crate::cpu::narrow;
+use crate::device::{AdamWJob, BufferInfo, Device, MatrixJob, MuonScalars, StepTensor};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::plan::Plan;
+use crate::shape::Block;
+use crate::spectrum::SpectrumRecord;
+/// How far a step came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stage {
+    /// Nothing was committed.
+    #[default]
+    Clean,
+    /// Between pass A and pass B of a chunk.
+    Within {
+        /// Which one.
+        chunk: usize,
+    },
+    /// Pass B of a chunk is enqueued, the steps are not counted.
+    After {
+        /// Which one.
+        chunk: usize,
+    },
+    /// Every matrix has stepped and was counted; AdamW comes next.
+    Counted,
+}
+
+/// Lists of a step, kept so that a step allocates nothing.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// For each parameter, its position among the step's tensors if it has a gradient.
+    tensor_of_param: Vec<Option<usize>>,
+    ranges: Vec<(usize, usize, usize)>,
+    jobs: Vec<MatrixJob>,
+    adamw: Vec<AdamWJob>,
+    muon_params: Vec<usize>,
+    stage: Stage,
+}
+
+impl<D: Device> Muon<D> {
+    /// One step: momentum, orthogonalization, decay and update for every parameter that has a gradient.
+    ///
+    /// # Shapes
+    /// Each tensor row-major and contiguous, of its registered length and dtype; gradients of the same
+    /// length in any supported dtype. Tensors may come in any order; parameters that do not come, or come
+    /// without a gradient, are left untouched together with their state.
+    ///
+    /// # Cost
+    /// See [`Muon::plan`]. No allocation after the first step (on the CPU: outside the matrix products).
+    ///
+    /// # Errors
+    /// Nothing changes when one of these is returned: an option outside its range, an unknown or repeated
+    /// parameter, overlapping memory, a length or dtype that is not the registered one, no parameter (or a
+    /// whole group of none) under the Muon rule, or, with [`NonFinite::Error`], a gradient that is not finite.
+    /// When the device fails in the middle of a step, the error lists which parameters stepped and which took half a
+    /// step; if there are any of those, [`Muon::torn`] says so and every later step and export is refused until
+    /// [`Muon::restore`].
+    pub fn step(
+        &mut self,
+        options: &StepOptions,
+        tensors: &mut [StepTensor<'_, D>],
+    ) -> Result<StepReport> {
+        self.ready(options, tensors)?;
+        if options.found_non_finite == FoundNonFinite::Yes {
+            return Ok(StepReport {
+                skipped: true,
+                untouched: self.params.len(),
+                ..StepReport::default()
+            });
+        }
+        if self.config.non_finite == NonFinite::Error {
+            self.refuse_non_finite(tensors)?;
+        }
+        let mut report = StepReport {
+            untouched: self.scratch.tensor_of_param.iter().filter(|t| t.is_none()).count(),
+            ..StepReport::default()
+        };
+        self.scratch.stage = Stage::Clean;
+        let Err(error) = self.run_stages(options, tensors, &mut report) else { return Ok(report) };
+        Err(self.interrupted(error))
+    }
+
+    /// What [`Muon::step`] checks before it touches anything.
+    pub(crate) fn ready(
+        &mut self,
+        options: &StepOptions,
+        tensors: &[StepTensor<'_, D>],
+    ) -> Result<()> {
+        options.validate().context(|| "step options")?;
+        self.refuse_torn()?;
+        self.prepare_plan()?;
+        self.match_tensors(tensors)
+    }
+
+    /// The stages of a step, in order; `scratch.stage` says how far it came.
+    pub(crate) fn run_stages(
+        &mut self,
+        options: &StepOptions,
+        tensors: &mut [StepTensor<'_, D>],
+        report: &mut StepReport,
+    ) -> Result<()> {
+        let Some(planned) = &mut self.planned else { return Ok(()) };
+        let (plan, workspace) = (&planned.plan, &mut planned.workspace);
+        let scratch = &mut self.scratch;
+
+        self.device.gradient_scale(tensors, options.inverse_loss_scale, options.clip_norm)?;
+        for chunk in 0..plan.chunks() {
+            chunk_jobs(scratch, plan, &self.params, &self.groups, chunk, options.lr_factor);
+            let jobs = &scratch.jobs;
+            // A failed pass A has committed nothing: what commits is the last thing that it enqueues.
+            self.device.pass_a(plan, jobs, tensors, &mut self.states, workspace)?;
+            scratch.stage = Stage::Within { chunk };
+            for same_bucket in jobs.chunk_by(|a, b| a.bucket == b.bucket) {
+                let active = same_bucket.len();
+                self.device.orthogonalize(plan, same_bucket[0].bucket, active, workspace)?;
+            }
+            self.device.pass_b(plan, jobs, tensors, &mut self.states, workspace)?;
+            scratch.stage = Stage::After { chunk };
+            report.orthogonalized += jobs.len();
+        }
+
+        scratch.adamw.clear();
+        scratch.muon_params.clear();
+        for (position, param) in self.params.iter().enumerate() {
+            let Some(tensor) = scratch.tensor_of_param[position] else { continue };
+            match &self.groups[param.group].rule {
+                Rule::AdamW(rule) => {
+                    scratch.adamw.push(adamw_job(rule, tensor, position, options.lr_factor));
+                }
+                Rule::Muon(_) => scratch.muon_params.push(position),
+            }
+        }
+        self.device.finish_step(&scratch.muon_params, &mut self.states)?;
+        scratch.stage = Stage::Counted;
+        self.device.adamw(&scratch.adamw, tensors, &mut self.states)?;
+        report.adamw = scratch.adamw.len();
+        Ok(())
+    }
+
+    /// What a device failure in the middle of a step means: which parameters stepped, which did not, and which are
+    /// torn. Those make the optimizer refuse to go on.
+    fn interrupted(&mut self, error: Error) -> Error {
+        let stage = self.scratch.stage;
+        if stage == Stage::Clean {
+            return error.context("step (no parameter and no state was changed)");
+        }
+        let mut stepped = Vec::new();
+        let mut torn = Vec::new();
+        for (position, param) in self.params.iter().enumerate() {
+            if self.scratch.tensor_of_param[position].is_none() {
+                continue;
+            }
+            let name = param.spec.name.as_str();
+            match (&self.groups[param.group].rule, stage) {
+                (Rule::Muon(_), Stage::Counted) => stepped.push(name),
+                // The device may have applied AdamW to some tensors of its one launch, or counted steps.
+                (Rule::AdamW(_), Stage::Counted) => torn.push(name),
+                (Rule::AdamW(_), _) => {}
+                (Rule::Muon(_), _) => {
+                    // Step counts come last, so a parameter that is through its chunks is torn as well.
+                    if self.was_touched(position, stage) {
+                        torn.push(name);
+                    }
+                }
+            }
+        }
+        let message = format!(
+            "step interrupted; stepped: {}; half stepped: {}; the others did not step. Restore parameters and state \
+             from a checkpoint",
+            listed(&stepped),
+            listed(&torn)
+        );
+        if !torn.is_empty() {
+            self.torn = Some(format!("{message}. The cause was: {error}"));
+        }
+        error.context(message)
+    }
+
+    /// Whether a parameter has a matrix in a chunk that pass A committed.
+    fn was_touched(&self, position: usize, stage: Stage) -> bool {
+        let last = match stage {
+            Stage::Clean => return false,
+            Stage::Within { chunk } | Stage::After { chunk } => chunk,
+            Stage::Counted => usize::MAX,
+        };
+        let Some(planned) = &self.planned else { return false };
+        let chunks = planned.plan.chunks();
+        planned.plan.buckets().iter().any(|bucket| {
+            (0..chunks)
+                .take_while(|chunk| *chunk <= last)
+                .any(|chunk| Plan::segment(bucket, chunk).iter().any(|m| m.param == position))
+        })
+    }
+
+    /// Why the optimizer refuses to go on, if an earlier step was interrupted: some parameters took half a step.
+    /// [`Muon::restore`] ends it; restore the parameters too.
+    #[must_use]
+    pub fn torn(&self) -> Option<&str> {
+        self.torn.as_deref()
+    }
+
+    pub(super) fn refuse_torn(&self) -> Result<()> {
+        match &self.torn {
+            None => Ok(()),
+            Some(why) => Err(Error::torn(why)),
+        }
+    }
+
+    /// Singular values of what [`Muon::step`] with the same arguments would orthogonalize; changes nothing.
+    ///
+    /// One record for each matrix under the Muon rule that has a gradient, under its parameter's name (with its
+    /// number where there are several), counted by the steps that parameter has taken. The values are those of the
+    /// direction: momentum and gradient blended, after clipping and loss scale, before it is normalised and
+    /// rounded. A direction that is not finite is left out. Steps that follow give the same bits as without the
+    /// call.
+    ///
+    /// # Cost
+    /// Each direction on the host, and a singular value decomposition in f64 of it there: far more than a step, so
+    /// call it every so many steps.
+    ///
+    /// # Errors
+    /// As [`Muon::step`]; a device that cannot copy directions to the host.
+    ///
+    /// # Example
+    /// ```
+    /// use muon_cuda::{Cpu, Muon, MuonConfig, MuonRule, ParamSpec, StepOptions, StepTensor};
+    ///
+    /// let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+    /// let hidden = muon.add_group("hidden", MuonRule::default())?;
+    /// let w = muon.add_param(hidden, ParamSpec::new("w", &[2, 2]))?;
+    /// let (mut weight, grad) = (vec![0.0f32; 4], vec![3.0f32, 0.0, 0.0, 4.0]);
+    /// let mut tensors = [StepTensor::new(w, &mut weight, &grad)];
+    /// let spectra = muon.direction_spectra(&StepOptions::default(), &tensors)?;
+    /// let values = spectra[0].spectrum()?;
+    /// assert!((values.values()[1] / values.values()[0] - 0.75).abs() < 0.1);    // 3/4, to the width of a bin
+    /// muon.step(&StepOptions::default(), &mut tensors)?;
+    /// # Ok::<(), muon_cuda::Error>(())
+    /// ```
+    pub fn direction_spectra(
+        &mut self,
+        options: &StepOptions,
+        tensors: &[StepTensor<'_, D>],
+    ) -> Result<Vec<SpectrumRecord>> {
+        options.validate().context(|| "step options")?;
+        self.prepare_plan()?;
+        self.match_tensors(tensors)?;
+        let mut records = Vec::new();
+        let Some(planned) = &self.planned else { return Ok(records) };
+        let plan = &planned.plan;
+        let scratch = &mut self.scratch;
+        let mut direction = Vec::new();
+        self.device.gradient_scale(tensors, options.inverse_loss_scale, options.clip_norm)?;
+        for chunk in 0..plan.chunks() {
+            chunk_jobs(scratch, plan, &self.params, &self.groups, chunk, options.lr_factor);
+            for job in &scratch.jobs {
+                let norm = self.device.direction(job, tensors, &self.states, &mut direction)?;
+                if !norm.is_finite() {
+                    continue;
+                }
+                let param = &self.params[job.param];
+                let name = match param.blocks.len() {
+                    1 => param.spec.name.clone(),
+                    _ => format!("{}[{}]", param.spec.name, job.matrix),
+                };
+                let steps = self.device.counters(&self.states[job.param])?.steps;
+                let measured = SpectrumRecord::measure(steps, name, job.block.shape, &direction)?;
+                records.push(SpectrumRecord { norm, ..measured });
+            }
+        }
+        Ok(records)
+    }
+
+    /// Checks the tensors of a step and notes which parameter each one is.
+    fn match_tensors(&mut self, tensors: &[StepTensor<'_, D>]) -> Result<()> {
+        let scratch = &mut self.scratch;
+        scratch.tensor_of_param.clear();
+        scratch.tensor_of_param.resize(self.params.len(), None);
+        scratch.ranges.clear();
+        for (i, t) in tensors.iter().enumerate() {
+            let position = position_of(self.owner, &self.positions, t.id)
+                .context(|| format!("tensor {i} of the step"))?;
+            let param = &self.params[position];
+            let name = &param.spec.name;
+            let buffer = D::param_buffer(&t.param);
+            if buffer.dtype != param.spec.dtype {
+                return Err(Error::dtype_mismatch(
+                    format!("param `{name}`"),
+                    param.spec.dtype,
+                    buffer.dtype,
+                ));
+            }
+            if buffer.len != param.len {
+                return Err(Error::shape_mismatch(
+                    format!("elements of param `{name}` {:?}", param.spec.shape),
+                    param.len,
+                    buffer.len,
+                ));
+            }
+            scratch.ranges.push(byte_range(&buffer, i));
+            let Some(grad) = &t.grad else { continue };
+            let buffer = D::grad_buffer(grad);
+            if buffer.len != param.len {
+                return Err(Error::shape_mismatch(
+                    format!("elements of grad of `{name}` {:?}", param.spec.shape),
+                    param.len,
+                    buffer.len,
+                ));
+            }
+            if scratch.tensor_of_param[position].replace(i).is_some() {
+                return Err(Error::duplicate_name(name).context("step"));
+            }
+        }
+        // The same memory under two names would be stepped twice (tied weights are one parameter).
+        scratch.ranges.sort_unstable();
+        for pair in scratch.ranges.windows(2) {
+            let [(_, end, first), (start, _, second)] = *pair else { continue };
+            if start < end {
+                let name = |i: usize| {
+                    position_of(self.owner, &self.positions, tensors[i].id)
+                        .map_or(String::new(), |p| self.params[p].spec.name.clone())
+                };
+                return Err(Error::new(ErrorKind::Aliasing {
+                    first: name(first),
+                    second: name(second),
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_non_finite(&mut self, tensors: &[StepTensor<'_, D>]) -> Result<()> {
+        let Some(i) = self.device.find_non_finite(tensors)? else { return Ok(()) };
+        let name = self.position(tensors[i].id).map_or("", |p| &self.params[p].spec.name);
+        Err(Error::non_finite(format!(
+            "the gradient of `{name}` has a NaN or an infinity; nothing was changed (policy `NonFinite::Error`)"
+        )))
+    }
+
+    /// Which parameters have a gradient among the tensors matched last.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn present(&self) -> Vec<bool> {
+        self.scratch.tensor_of_param.iter().map(Option::is_some).collect()
+    }
+}
+
+/// Up to eight names, and how many more.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        [..] if names.len() <= 8 => format!("`{}`", names.join("`, `")),
+        [..] => format!("`{}` and {} more", names[..8].join("`, `"), names.len() - 8),
+    }
+}
+
+/// The matrices of a chunk that have a gradient in this step, by bucket.
+fn chunk_jobs(
+    scratch: &mut Scratch,
+    plan: &Plan,
+    params: &[Param],
+    groups: &[Group],
+    chunk: usize,
+    lr_factor: f64,
+) {
+    scratch.jobs.clear();
+    for (b, bucket) in plan.buckets().iter().enumerate() {
+        let mut slot = 0;
+        for m in Plan::segment(bucket, chunk) {
+            let Some(tensor) = scratch.tensor_of_param[m.param] else { continue };
+            let param = &params[m.param];
+            let Rule::Muon(rule) = &groups[param.group].rule else { continue };
+            scratch.jobs.push(MatrixJob {
+                tensor,
+                param: m.param,
+                matrix: m.matrix,
+                block: m.block,
+                bucket: b,
+                slot,
+                scalars: muon_scalars(rule, &param.spec, &m.block, lr_factor),
+            });
+            slot += 1;
+        }
+    }
+}
+
+fn byte_range(buffer: &BufferInfo, tensor: usize) -> (usize, usize, usize) {
+    let end = buffer.address.saturating_add(buffer.len.saturating_mul(buffer.dtype.bytes()));
+    (buffer.address, end, tensor)
+}
+
+fn muon_scalars(rule: &MuonRule, spec: &ParamSpec, block: &Block, lr_factor: f64) -> MuonScalars {
+    let lr = rule.lr * lr_factor;
+    let scale = rule.update_scale.factor(block.shape, spec.layout);
+    MuonScalars {
+        momentum: narrow(rule.momentum),
+        one_minus_momentum: narrow(1.0 - rule.momentum),
+        keep: narrow(match rule.weight_decay_mode {
+            WeightDecayMode::Independent => 1.0 - rule.weight_decay,
+            WeightDecayMode::Decoupled | WeightDecayMode::Cautious => 1.0 - lr * rule.weight_decay,
+        }),
+        step: narrow(lr * scale),
+        momentum_mode: rule.momentum_mode,
+        nesterov: rule.nesterov,
+        weight_decay_mode: rule.weight_decay_mode,
+    }
+}
+
+fn adamw_job(rule: &AdamWRule, tensor: usize, param: usize, lr_factor: f64) -> AdamWJob {
+    let lr = rule.lr * lr_factor;
+    AdamWJob {
+        tensor,
+        param,
+        lr,
+        beta1: rule.beta1,
+        beta2: rule.beta2,
+        eps: rule.eps,
+        keep: narrow(1.0 - lr * rule.weight_decay),
+    }
+}
