@@ -182,16 +182,16 @@ fn add<'a>(
     data: &'a HostBuffer,
 ) -> Result<()> {
     match data {
-        HostBuffer::F32(x) => writer.f32(name, shape, x)?,
-        HostBuffer::Bf16(x) => writer.bf16(name, shape, x)?,
+        HostBuffer::F32(x) => writer.values(name, shape, x)?,
+        HostBuffer::Bf16(x) => writer.values(name, shape, x)?,
     };
     Ok(())
 }
 
 fn read(reader: &Reader, name: &str, shape: &[usize], dtype: &str) -> Result<HostBuffer> {
     match dtype {
-        "f32" => Ok(HostBuffer::F32(reader.f32(name, shape)?)),
-        "bf16" => Ok(HostBuffer::Bf16(reader.bf16(name, shape)?)),
+        "f32" => Ok(HostBuffer::F32(reader.values(name, shape)?)),
+        "bf16" => Ok(HostBuffer::Bf16(reader.values(name, shape)?)),
         other => Err(Error::dtype_mismatch(format!("tensor `{name}`"), "f32 or bf16", other)),
     }
 }
@@ -289,12 +289,12 @@ impl<D: Device> Muon<D> {
             for (buffer, data) in state.buffers.iter().filter(|(name, _)| *name != "master") {
                 let name = format!("{}.{buffer}", param.name);
                 match data {
-                    HostBuffer::F32(x) => writer.f32(&name, &param.shape, x)?,
-                    HostBuffer::Bf16(x) => writer.bf16(&name, &param.shape, x)?,
+                    HostBuffer::F32(x) => writer.values(&name, &param.shape, x)?,
+                    HostBuffer::Bf16(x) => writer.values(&name, &param.shape, x)?,
                 };
             }
             if param.modes == "adamw" {
-                writer.f32(&format!("{}.step", param.name), &[], step)?;
+                writer.values(&format!("{}.step", param.name), &[], step)?;
             }
         }
         writer.save(path).context(|| "export PyTorch state")

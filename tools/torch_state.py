@@ -10,9 +10,11 @@ The safetensors form holds, for each named parameter, `NAME.momentum_buffer` (to
     load_state({muon: muon_names, adamw: adamw_names}, "state.safetensors")
 
 where `muon_names = [name for name, p in model.named_parameters() if …]` in the order given to the optimizer.
-Run as a script it checks itself.
+Run as a script it checks itself; with `--record FILE` it writes what `tests/checkpoint.rs` goes on from: the state
+after three steps (lr 0.02, decay 0.01), and parameters, gradients and result of the fourth.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -63,14 +65,31 @@ def load_state(optimizers, path):
         optimizer.state[p] = state
 
 
+def record(path, state, before, grads, opts, after):
+    """One file: the state by name as in save_state, and `NAME.param`, `NAME.grad`, `NAME.expected`."""
+    save_state(opts, path)
+    tensors = dict(state)
+    for name, p, g, e in zip(("w", "b"), before, grads, after):
+        tensors |= {f"{name}.param": p, f"{name}.grad": g, f"{name}.expected": e.detach().clone()}
+    for key, value in load_file(str(path)).items():
+        tensors[f"after.{key}"] = value
+    save_file(tensors, str(path))
+
+
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--record", metavar="FILE", help="write the recording of the tests")
+    arguments = parser.parse_args()
     torch.manual_seed(0)
 
     def model():
         return [torch.nn.Parameter(torch.randn(6, 4)), torch.nn.Parameter(torch.randn(6))]
 
     def optimizers(params):
-        return {torch.optim.Muon([params[0]]): ["w"], torch.optim.AdamW([params[1]]): ["b"]}
+        return {
+            torch.optim.Muon([params[0]], lr=0.02, weight_decay=0.01): ["w"],
+            torch.optim.AdamW([params[1]], lr=0.02, weight_decay=0.01): ["b"],
+        }
 
     def step(params, opts):
         for i, p in enumerate(params):
@@ -88,9 +107,14 @@ def main():
         path = Path(folder) / "state.safetensors"
         save_state(opts, path)
         load_state(others, path)
+        state = load_file(str(path))
+    before = [p.detach().clone() for p in first]
     step(first, opts)
     step(second, others)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
+    if arguments.record:
+        grads = [p.grad.clone() for p in first]
+        record(arguments.record, state, before, grads, opts, first)
     print("state goes out and comes back: the next step is equal bit for bit")
 
 

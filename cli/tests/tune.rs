@@ -154,7 +154,7 @@ fn users_own_spectra_are_taken_from_matrices_and_recordings() {
     let shape = MatrixShape { rows: 6, cols: 4 };
     let matrix: Vec<f32> = (0..24u8).map(|i| f32::from(i % 7) - 2.5 + f32::from(i % 5)).collect();
     let mut writer = TensorFileWriter::new();
-    writer.f32("h.w", &[6, 4], &matrix).unwrap();
+    writer.values::<f32>("h.w", &[6, 4], &matrix).unwrap();
     writer.save(dir.path().join("momentum.safetensors")).unwrap();
     let line = SpectrumRecord::measure(10, "h.w", shape, &matrix).unwrap().to_line().unwrap();
     // The recording's writer was killed in its second line.
@@ -196,7 +196,7 @@ fn what_cannot_be_done_is_refused_before_anything_is_written() {
     let nan = r#"{"step":1,"name":"w","rows":2,"cols":2,"norm":1.0,"zeros":3,"bins":{}}"#;
     fs::write(dir.path().join("short.jsonl"), format!("{nan}\n")).unwrap();
     let mut writer = TensorFileWriter::new();
-    writer.f32("w", &[2, 2], &[1.0, f32::NAN, 0.0, 1.0]).unwrap();
+    writer.values::<f32>("w", &[2, 2], &[1.0, f32::NAN, 0.0, 1.0]).unwrap();
     writer.save(dir.path().join("nan.safetensors")).unwrap();
     for (args, code, message) in [
         (&["--spectra", "empty.jsonl"][..], 2, "no spectrum"),

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use half::{bf16, f16};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
@@ -37,13 +36,13 @@ const NO_DIGEST: [u8; DIGEST_DIGITS] = [b'0'; DIGEST_DIGITS];
 ///
 /// let momentum = [0.5_f32, -1.0, 0.25, 0.0, 2.0, 4.0];
 /// let mut writer = Writer::new(&("ema".to_owned(), 17_u64))?;
-/// writer.f32("w1.momentum", &[2, 3], &momentum)?;
+/// writer.values::<f32>("w1.momentum", &[2, 3], &momentum)?;
 /// let bytes = writer.to_bytes()?; // or writer.save("run.safetensors")?
 ///
 /// let reader = Reader::from_bytes(bytes)?;
 /// let (mode, step): (String, u64) = reader.content()?;
 /// assert_eq!((mode.as_str(), step), ("ema", 17));
-/// assert_eq!(reader.f32("w1.momentum", &[2, 3])?, momentum);
+/// assert_eq!(reader.values::<f32>("w1.momentum", &[2, 3])?, momentum);
 /// # Ok::<(), muon_cuda::Error>(())
 /// ```
 #[derive(Debug)]
@@ -77,61 +76,12 @@ impl<'a> Writer<'a> {
         Ok(Self { content: stored, tensors: TensorSet::default() })
     }
 
-    /// Adds an f32 tensor.
+    /// Adds a tensor.
     ///
     /// # Errors
     ///
     /// As [`Writer::tensor`].
-    pub fn f32(&mut self, name: &str, shape: &[usize], values: &'a [f32]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    /// Adds a bf16 tensor.
-    ///
-    /// # Errors
-    ///
-    /// As [`Writer::tensor`].
-    pub fn bf16(&mut self, name: &str, shape: &[usize], values: &'a [bf16]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    /// Adds an fp16 tensor.
-    ///
-    /// # Errors
-    ///
-    /// As [`Writer::tensor`].
-    pub fn f16(&mut self, name: &str, shape: &[usize], values: &'a [f16]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    /// Adds an f64 tensor.
-    ///
-    /// # Errors
-    ///
-    /// As [`Writer::tensor`].
-    pub fn f64(&mut self, name: &str, shape: &[usize], values: &'a [f64]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    /// Adds a tensor of signed 64-bit integers.
-    ///
-    /// # Errors
-    ///
-    /// As [`Writer::tensor`].
-    pub fn i64(&mut self, name: &str, shape: &[usize], values: &'a [i64]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    /// Adds a tensor of unsigned 64-bit integers.
-    ///
-    /// # Errors
-    ///
-    /// As [`Writer::tensor`].
-    pub fn u64(&mut self, name: &str, shape: &[usize], values: &'a [u64]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    fn typed<T: Element>(
+    pub fn values<T: Element>(
         &mut self,
         name: &str,
         shape: &[usize],
@@ -356,57 +306,12 @@ impl Reader {
         self.file.expect(name, dtype, shape)
     }
 
-    /// The elements of an f32 tensor, every bit as stored.
+    /// The elements of a tensor, every bit as stored.
     ///
     /// # Errors
     ///
     /// As [`Reader::bytes`].
-    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.file.values(name, shape)
-    }
-
-    /// The elements of a bf16 tensor, every bit as stored.
-    ///
-    /// # Errors
-    ///
-    /// As [`Reader::bytes`].
-    pub fn bf16(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>> {
-        self.file.values(name, shape)
-    }
-
-    /// The elements of an fp16 tensor, every bit as stored.
-    ///
-    /// # Errors
-    ///
-    /// As [`Reader::bytes`].
-    pub fn f16(&self, name: &str, shape: &[usize]) -> Result<Vec<f16>> {
-        self.file.values(name, shape)
-    }
-
-    /// The elements of an f64 tensor, every bit as stored.
-    ///
-    /// # Errors
-    ///
-    /// As [`Reader::bytes`].
-    pub fn f64(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
-        self.file.values(name, shape)
-    }
-
-    /// The elements of a tensor of signed 64-bit integers.
-    ///
-    /// # Errors
-    ///
-    /// As [`Reader::bytes`].
-    pub fn i64(&self, name: &str, shape: &[usize]) -> Result<Vec<i64>> {
-        self.file.values(name, shape)
-    }
-
-    /// The elements of a tensor of unsigned 64-bit integers.
-    ///
-    /// # Errors
-    ///
-    /// As [`Reader::bytes`].
-    pub fn u64(&self, name: &str, shape: &[usize]) -> Result<Vec<u64>> {
+    pub fn values<T: Element>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
         self.file.values(name, shape)
     }
 }

@@ -224,7 +224,7 @@ const EIO: i32 = 5;
 fn checkpoint(step: u64) -> Vec<u8> {
     let values = [step as f32; 8];
     let mut writer = Writer::new(&step).unwrap();
-    writer.f32("w.momentum", &[2, 4], &values).unwrap();
+    writer.values::<f32>("w.momentum", &[2, 4], &values).unwrap();
     writer.to_bytes().unwrap()
 }
 
@@ -533,14 +533,14 @@ fn leftovers_of_dead_writers_go_and_files_of_living_ones_stay() {
 fn save_large(path: &Path, step: u64) -> Result<(), Error> {
     let values = vec![step; 1 << 17];
     let mut writer = Writer::new(&step)?;
-    writer.u64("w", &[1 << 17], &values)?;
+    writer.values::<u64>("w", &[1 << 17], &values)?;
     writer.save(path)
 }
 
 fn assert_whole(path: &Path) -> u64 {
     let reader = Reader::load(path).unwrap();
     let step: u64 = reader.content().unwrap();
-    assert!(reader.u64("w", &[1 << 17]).unwrap().iter().all(|&x| x == step));
+    assert!(reader.values::<u64>("w", &[1 << 17]).unwrap().iter().all(|&x| x == step));
     step
 }
 

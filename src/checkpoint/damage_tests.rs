@@ -33,10 +33,10 @@ fn content() -> Content {
 fn small() -> Vec<u8> {
     let bf = [1.0_f32, -2.5, f32::NAN].map(bf16::from_f32);
     let mut writer = Writer::new(&content()).unwrap();
-    writer.bf16("β/привет \"quoted\"", &[3], &bf).unwrap();
-    writer.f32("w1.momentum", &[2, 3], &[0.5, -1.0, 0.25, 0.0, 2.0, 4.0]).unwrap();
-    writer.u64("steps", &[], &[17]).unwrap();
-    writer.i64("empty", &[0, 4], &[]).unwrap();
+    writer.values::<bf16>("β/привет \"quoted\"", &[3], &bf).unwrap();
+    writer.values::<f32>("w1.momentum", &[2, 3], &[0.5, -1.0, 0.25, 0.0, 2.0, 4.0]).unwrap();
+    writer.values::<u64>("steps", &[], &[17]).unwrap();
+    writer.values::<i64>("empty", &[0, 4], &[]).unwrap();
     writer.to_bytes().unwrap()
 }
 
@@ -53,10 +53,16 @@ fn gives_back_what_was_stored() {
     assert!(reader.content::<Content>().unwrap().groups["rest"].is_sign_negative());
     let names: Vec<_> = reader.names().collect();
     assert_eq!(names, ["empty", "steps", "w1.momentum", "β/привет \"quoted\""]);
-    assert_eq!(reader.f32("w1.momentum", &[2, 3]).unwrap(), [0.5, -1.0, 0.25, 0.0, 2.0, 4.0]);
-    assert_eq!(reader.u64("steps", &[]).unwrap(), [17]);
-    assert_eq!(reader.i64("empty", &[0, 4]).unwrap(), [0_i64; 0]);
-    assert_eq!(reader.bf16("β/привет \"quoted\"", &[3]).unwrap()[1], bf16::from_f32(-2.5));
+    assert_eq!(
+        reader.values::<f32>("w1.momentum", &[2, 3]).unwrap(),
+        [0.5, -1.0, 0.25, 0.0, 2.0, 4.0]
+    );
+    assert_eq!(reader.values::<u64>("steps", &[]).unwrap(), [17]);
+    assert_eq!(reader.values::<i64>("empty", &[0, 4]).unwrap(), [0_i64; 0]);
+    assert_eq!(
+        reader.values::<bf16>("β/привет \"quoted\"", &[3]).unwrap()[1],
+        bf16::from_f32(-2.5)
+    );
     assert_eq!(reader.dtype("steps").unwrap(), TensorDtype::U64);
     assert_eq!(reader.shape("w1.momentum").unwrap(), [2, 3]);
 }
@@ -86,7 +92,7 @@ fn the_digest_stands_where_the_documentation_says() {
 #[test]
 fn version_1_files_stay_what_they_are() {
     let mut writer = Writer::new(&1_u8).unwrap();
-    writer.f32("w", &[1], &[1.0]).unwrap();
+    writer.values::<f32>("w", &[1], &[1.0]).unwrap();
     let header = concat!(
         r#"{"__metadata__":{"muon_cuda":"{\"format\":\"muon-cuda-checkpoint\",\"version\":1,"#,
         r#"\"digest\":\"DIGEST\",\"content\":1}"},"#,
@@ -115,9 +121,9 @@ fn equal_state_gives_equal_bytes_whatever_the_order() {
         let mut writer = Writer::new(&map).unwrap();
         for which in order {
             match which {
-                0 => writer.f32("b", &[2], &values).unwrap(),
-                1 => writer.f32("a", &[1, 2], &values).unwrap(),
-                _ => writer.u64("z", &[1], &ints).unwrap(),
+                0 => writer.values::<f32>("b", &[2], &values).unwrap(),
+                1 => writer.values::<f32>("a", &[1, 2], &values).unwrap(),
+                _ => writer.values::<u64>("z", &[1], &ints).unwrap(),
             };
         }
         writer.to_bytes().unwrap()
@@ -363,7 +369,7 @@ fn foreign_and_newer_files_say_what_they_are() {
         for (key, text) in metadata {
             writer.metadata(key, text);
         }
-        writer.f32("w", &[1], &[1.0]).unwrap();
+        writer.values::<f32>("w", &[1], &[1.0]).unwrap();
         refused(writer.to_bytes().unwrap())
     };
     let message = with(&[]);
@@ -406,14 +412,14 @@ fn a_second_metadata_key_is_refused_even_with_a_valid_digest() {
 #[test]
 fn a_wrong_shape_dtype_or_name_names_both_sides() {
     let reader = Reader::from_bytes(small()).unwrap();
-    let error = reader.f32("w1.momentum", &[3, 2]).unwrap_err();
+    let error = reader.values::<f32>("w1.momentum", &[3, 2]).unwrap_err();
     assert!(error.is_shape_mismatch());
     assert_eq!(error.to_string(), "tensor `w1.momentum`: expected [3, 2], found [2, 3]");
-    let error = reader.bf16("w1.momentum", &[2, 3]).unwrap_err();
+    let error = reader.values::<bf16>("w1.momentum", &[2, 3]).unwrap_err();
     assert!(error.is_dtype_mismatch());
     assert_eq!(error.to_string(), "tensor `w1.momentum`: expected dtype BF16, found F32");
     for error in [
-        reader.f32("w2.momentum", &[2, 3]).unwrap_err(),
+        reader.values::<f32>("w2.momentum", &[2, 3]).unwrap_err(),
         reader.shape("w2.momentum").unwrap_err(),
         reader.dtype("w2.momentum").unwrap_err(),
     ] {
@@ -438,18 +444,18 @@ fn check_names_lists_missing_and_unexpected_tensors() {
 #[test]
 fn the_writer_refuses_what_could_not_be_read() {
     let mut writer = Writer::new(&()).unwrap();
-    writer.f32("a", &[1], &[1.0]).unwrap();
+    writer.values::<f32>("a", &[1], &[1.0]).unwrap();
     let check = |error: &Error, reason: &str| {
         assert!(error.to_string().contains(reason), "{error}");
     };
-    let error = writer.f32("a", &[1], &[2.0]).unwrap_err();
+    let error = writer.values::<f32>("a", &[1], &[2.0]).unwrap_err();
     assert!(error.is_duplicate_name());
-    let error = writer.f32("b", &[2], &[2.0]).unwrap_err();
+    let error = writer.values::<f32>("b", &[2], &[2.0]).unwrap_err();
     assert!(error.is_shape_mismatch());
     check(&error, "tensor `b`: expected the bytes of shape [2] of F32, found 4 bytes");
-    let error = writer.f32("b", &[usize::MAX, 8], &[]).unwrap_err();
+    let error = writer.values::<f32>("b", &[usize::MAX, 8], &[]).unwrap_err();
     assert!(error.is_shape_mismatch());
-    let error = writer.f32("__metadata__", &[1], &[2.0]).unwrap_err();
+    let error = writer.values::<f32>("__metadata__", &[1], &[2.0]).unwrap_err();
     check(&error, "cannot name a tensor");
     let error = Writer::new(&f64::NAN).unwrap_err();
     assert!(error.is_invalid_config());
@@ -457,7 +463,7 @@ fn the_writer_refuses_what_could_not_be_read() {
     // None of the refused calls left a trace.
     let reader = Reader::from_bytes(writer.to_bytes().unwrap()).unwrap();
     assert_eq!(reader.names().collect::<Vec<_>>(), ["a"]);
-    assert_eq!(reader.f32("a", &[1]).unwrap(), [1.0]);
+    assert_eq!(reader.values::<f32>("a", &[1]).unwrap(), [1.0]);
 }
 
 #[test]
@@ -466,14 +472,14 @@ fn saves_and_loads_files() {
     let path = dir.path().join("state.safetensors");
     let values = [1.0_f32, f32::from_bits(0x7fa0_0001)];
     let mut writer = Writer::new(&content()).unwrap();
-    writer.f32("w", &[2], &values).unwrap();
+    writer.values::<f32>("w", &[2], &values).unwrap();
     writer.save(&path).unwrap();
     assert_eq!(fs::read(&path).unwrap(), writer.to_bytes().unwrap());
     let reader = Reader::load(&path).unwrap();
-    assert_eq!(reader.f32("w", &[2]).unwrap().map_bits(), values.to_vec().map_bits());
+    assert_eq!(reader.values::<f32>("w", &[2]).unwrap().map_bits(), values.to_vec().map_bits());
 
     let mut plain = TensorFileWriter::new();
-    plain.metadata("format", "pt").f64("x", &[], &[0.1]).unwrap();
+    plain.metadata("format", "pt").values::<f64>("x", &[], &[0.1]).unwrap();
     plain.save(&path).unwrap();
     let file = TensorFile::load(&path).unwrap();
     assert_eq!(file.metadata()["format"], "pt");
@@ -498,10 +504,10 @@ fn plain_files_convert_every_float_and_refuse_the_rest() {
     let bf = halves.map(bf16::from_f32);
     let fp = halves.map(f16::from_f32);
     let mut writer = TensorFileWriter::new();
-    writer.bf16("bf", &[3], &bf).unwrap().f16("fp", &[3], &fp).unwrap();
-    writer.f32("single", &[1], &[0.1]).unwrap();
-    writer.f64("double", &[3], &[0.1, f64::INFINITY, f64::NAN]).unwrap();
-    writer.f64("beyond", &[2], &[0.0, 1e300]).unwrap();
+    writer.values::<bf16>("bf", &[3], &bf).unwrap().values::<f16>("fp", &[3], &fp).unwrap();
+    writer.values::<f32>("single", &[1], &[0.1]).unwrap();
+    writer.values::<f64>("double", &[3], &[0.1, f64::INFINITY, f64::NAN]).unwrap();
+    writer.values::<f64>("beyond", &[2], &[0.0, 1e300]).unwrap();
     writer.tensor("int", TensorDtype::I64, &[1], vec![0; 8]).unwrap();
     let file = TensorFile::from_bytes(writer.to_bytes().unwrap()).unwrap();
     assert_eq!(file.f32("bf").unwrap(), [1.5, bf[1].to_f32(), f32::INFINITY]);
@@ -557,8 +563,13 @@ fn any_tensors() -> impl Strategy<Value = BTreeMap<String, (TensorDtype, Vec<usi
 /// What bytes a type is stored as, read back through the typed accessor.
 fn through_typed(reader: &Reader, name: &str, dtype: TensorDtype, shape: &[usize]) -> Vec<u8> {
     macro_rules! bytes {
-        ($get:ident) => {
-            reader.$get(name, shape).unwrap().iter().flat_map(|x| x.to_le_bytes()).collect()
+        ($type:ty) => {
+            reader
+                .values::<$type>(name, shape)
+                .unwrap()
+                .iter()
+                .flat_map(|x| x.to_le_bytes())
+                .collect()
         };
     }
     match dtype {

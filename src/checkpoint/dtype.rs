@@ -1,6 +1,5 @@
 //! Element types of tensors in a file, and the little-endian bytes of the ones we compute with.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use half::{bf16, f16};
@@ -59,25 +58,35 @@ impl fmt::Display for TensorDtype {
     }
 }
 
-/// A type whose slices can be stored: its name in the file and its little-endian bytes.
-pub(super) trait Element: bytemuck::NoUninit {
+/// A type whose values can be stored: f64, f32, bf16, f16, i64 and u64.
+pub trait Element: Encoding {
+    /// Its name in the file.
     const DTYPE: TensorDtype;
+}
 
-    /// The bytes of one element, least significant first.
-    fn push_le(self, bytes: &mut Vec<u8>);
+pub(super) use encoding::Encoding;
 
-    /// Decodes whole elements; bytes of an incomplete last one are left out, which a parsed header
-    /// rules out.
-    fn from_le(bytes: &[u8]) -> Vec<Self>;
+mod encoding {
+    use std::borrow::Cow;
 
-    /// Bytes as stored: borrowed where memory is little-endian already.
-    fn le_bytes(values: &[Self]) -> Cow<'_, [u8]> {
-        if cfg!(target_endian = "little") {
-            return Cow::Borrowed(bytemuck::cast_slice(values));
+    /// The little-endian bytes of a type's values; private, so that nobody else implements `Element`.
+    pub trait Encoding: bytemuck::NoUninit {
+        /// The bytes of one element, least significant first.
+        fn push_le(self, bytes: &mut Vec<u8>);
+
+        /// Decodes whole elements; bytes of an incomplete last one are left out, which a parsed header
+        /// rules out.
+        fn from_le(bytes: &[u8]) -> Vec<Self>;
+
+        /// Bytes as stored: borrowed where memory is little-endian already.
+        fn le_bytes(values: &[Self]) -> Cow<'_, [u8]> {
+            if cfg!(target_endian = "little") {
+                return Cow::Borrowed(bytemuck::cast_slice(values));
+            }
+            let mut bytes = Vec::with_capacity(size_of_val(values));
+            values.iter().for_each(|value| value.push_le(&mut bytes));
+            Cow::Owned(bytes)
         }
-        let mut bytes = Vec::with_capacity(size_of_val(values));
-        values.iter().for_each(|value| value.push_le(&mut bytes));
-        Cow::Owned(bytes)
     }
 }
 
@@ -85,7 +94,9 @@ macro_rules! element {
     ($type:ty, $dtype:ident, $size:literal) => {
         impl Element for $type {
             const DTYPE: TensorDtype = TensorDtype::$dtype;
+        }
 
+        impl Encoding for $type {
             fn push_le(self, bytes: &mut Vec<u8>) {
                 bytes.extend_from_slice(&self.to_le_bytes());
             }

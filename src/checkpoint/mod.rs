@@ -64,5 +64,5 @@ mod damage_tests;
 
 pub use atomic::replace_file;
 pub use container::{DIGEST_OFFSET, Reader, VERSION, Writer};
-pub use dtype::TensorDtype;
+pub use dtype::{Element, TensorDtype};
 pub use tensor_file::{TensorFile, TensorFileWriter};

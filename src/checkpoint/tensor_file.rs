@@ -8,7 +8,7 @@ use std::path::Path;
 use half::{bf16, f16};
 
 use super::atomic::replace;
-use super::dtype::{Element, TensorDtype};
+use super::dtype::{Element, Encoding, TensorDtype};
 use super::encode::{TensorSet, joined};
 use super::file::RawFile;
 use crate::error::{Error, Result, ResultExt};
@@ -24,7 +24,7 @@ use crate::error::{Error, Result, ResultExt};
 /// use muon_cuda::checkpoint::{TensorFile, TensorFileWriter};
 ///
 /// let mut writer = TensorFileWriter::new();
-/// writer.f64("matrix", &[1, 2], &[0.5, 0.25])?;
+/// writer.values::<f64>("matrix", &[1, 2], &[0.5, 0.25])?;
 /// let file = TensorFile::from_bytes(writer.to_bytes()?)?;
 /// assert_eq!(file.shape("matrix")?, [1, 2]);
 /// assert_eq!(file.f32("matrix")?, [0.5, 0.25]);
@@ -188,43 +188,12 @@ impl<'a> TensorFileWriter<'a> {
         self
     }
 
-    /// Adds an f32 tensor.
+    /// Adds a tensor.
     ///
     /// # Errors
     ///
     /// As [`TensorFileWriter::tensor`].
-    pub fn f32(&mut self, name: &str, shape: &[usize], values: &'a [f32]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    /// Adds a bf16 tensor.
-    ///
-    /// # Errors
-    ///
-    /// As [`TensorFileWriter::tensor`].
-    pub fn bf16(&mut self, name: &str, shape: &[usize], values: &'a [bf16]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    /// Adds an fp16 tensor.
-    ///
-    /// # Errors
-    ///
-    /// As [`TensorFileWriter::tensor`].
-    pub fn f16(&mut self, name: &str, shape: &[usize], values: &'a [f16]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    /// Adds an f64 tensor.
-    ///
-    /// # Errors
-    ///
-    /// As [`TensorFileWriter::tensor`].
-    pub fn f64(&mut self, name: &str, shape: &[usize], values: &'a [f64]) -> Result<&mut Self> {
-        self.typed(name, shape, values)
-    }
-
-    fn typed<T: Element>(
+    pub fn values<T: Element>(
         &mut self,
         name: &str,
         shape: &[usize],

@@ -17,6 +17,7 @@ use param::Group;
 pub(crate) use param::Param;
 pub use param::{GroupId, ParamId, ParamSpec};
 use step::Scratch;
+
 /// The Muon optimizer on a device.
 ///
 /// Parameters and gradients stay the caller's and come with each step; the optimizer owns momentum and

@@ -74,9 +74,9 @@ mod tests {
     fn both_kinds_of_files_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = TensorFileWriter::new();
-        writer.f64("w", &[2, 3], &[3.0, 0.0, 0.0, 0.0, 4.0, 0.0]).unwrap();
-        writer.f64("experts", &[2, 1, 2], &[0.0, 0.0, 0.0, 2.0]).unwrap();
-        writer.f64("bias", &[3], &[1.0; 3]).unwrap();
+        writer.values::<f64>("w", &[2, 3], &[3.0, 0.0, 0.0, 0.0, 4.0, 0.0]).unwrap();
+        writer.values::<f64>("experts", &[2, 1, 2], &[0.0, 0.0, 0.0, 2.0]).unwrap();
+        writer.values::<f64>("bias", &[3], &[1.0; 3]).unwrap();
         let path = dir.path().join("x.safetensors");
         writer.save(&path).unwrap();
         let spectra = load(&path).unwrap();
@@ -106,7 +106,7 @@ mod tests {
         let e = load(&path).unwrap_err();
         assert!(e.is_invalid_config() && e.to_string().contains("no spectrum"), "{e}");
         let mut writer = TensorFileWriter::new();
-        writer.f64("w", &[1, 2], &[f64::NAN, 1.0]).unwrap();
+        writer.values::<f64>("w", &[1, 2], &[f64::NAN, 1.0]).unwrap();
         let path = dir.path().join("nan.safetensors");
         writer.save(&path).unwrap();
         let e = load(&path).unwrap_err();

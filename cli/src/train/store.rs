@@ -34,9 +34,9 @@ impl Tensors {
         let mut writer = Writer::new(run)?;
         for (name, numbers) in &self.0 {
             match numbers {
-                Numbers::F32(v) => writer.f32(name, &[v.len()], v)?,
-                Numbers::F64(v) => writer.f64(name, &[v.len()], v)?,
-                Numbers::U64(v) => writer.u64(name, &[v.len()], v)?,
+                Numbers::F32(v) => writer.values::<f32>(name, &[v.len()], v)?,
+                Numbers::F64(v) => writer.values::<f64>(name, &[v.len()], v)?,
+                Numbers::U64(v) => writer.values::<u64>(name, &[v.len()], v)?,
             };
         }
         Ok(writer.save(path)?)
