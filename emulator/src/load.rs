@@ -79,7 +79,8 @@ impl Emulator {
     ///
     /// The libraries are looked for in `CUDA_EMULATOR_LIB_DIR`, else beside the running
     /// executable and in its `deps` directory, where Cargo puts them. NVRTC is looked for in
-    /// `CUDA_EMULATOR_NVRTC_DIR`, else in `cuda-python` of the target directory.
+    /// `CUDA_EMULATOR_NVRTC_DIR`, else, CUDA 13's and 12's, where `fetch-nvrtc` put it in the target
+    /// directory.
     ///
     /// # Errors
     /// [`LoadError::Missing`] and [`LoadError::Refused`] for the files,
@@ -289,8 +290,8 @@ fn symbol(handle: *mut c_void, name: &CStr) -> Option<*mut c_void> {
     (!found.is_null()).then_some(found)
 }
 
-/// Loads NVRTC and its builtins from where `fetch-nvrtc` put them, so that the lookup by name
-/// finds them; without them the program's own lookup decides.
+/// Loads every NVRTC and its builtins from where `fetch-nvrtc` put them, so that the lookup by name
+/// finds the one it asks for; without them the program's own lookup decides.
 fn load_nvrtc() {
     let mut directories = Vec::new();
     if let Some(directory) = std::env::var_os("CUDA_EMULATOR_NVRTC_DIR") {
@@ -298,9 +299,9 @@ fn load_nvrtc() {
     } else {
         let executable = std::env::current_exe().unwrap_or_default();
         for ancestor in executable.ancestors().skip(1) {
-            let wheels = ancestor.join("cuda-python/nvidia");
-            directories.push(wheels.join("cu13/lib"));
-            directories.push(wheels.join("cuda_nvrtc/lib"));
+            // cudarc's CUDA 12 features look for `libnvrtc.so.12`, its CUDA 13 features for `.13` first.
+            directories.push(ancestor.join("cuda-python/nvidia/cu13/lib"));
+            directories.push(ancestor.join("cuda-python-12/nvidia/cuda_nvrtc/lib"));
         }
     }
     for directory in directories {
@@ -309,18 +310,15 @@ fn load_nvrtc() {
             entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
         // `libnvrtc-builtins` sorts before `libnvrtc.so`, which needs it.
         files.sort();
-        let mut loaded = false;
         for file in files {
             let name = file
                 .file_name()
                 .map(|name| name.to_string_lossy().into_owned())
                 .unwrap_or_default();
             if name.starts_with("libnvrtc") && !name.contains("static") && !name.contains(".alt.") {
-                loaded |= open_path(&file).is_ok();
+                // One that cannot be loaded is not there for the program's own lookup either.
+                let _ = open_path(&file);
             }
-        }
-        if loaded {
-            return;
         }
     }
 }
