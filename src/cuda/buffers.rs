@@ -15,13 +15,15 @@ use crate::precision::Dtype;
 /// Made `From` a mutable cudarc slice or view of f32 or bf16, or from a raw address.
 #[derive(Debug)]
 pub struct CudaParamMut<'a> {
-    info: BufferInfo,
-    view: ViewMut<'a>,
+    pub(super) info: BufferInfo,
+    pub(super) view: ViewMut<'a>,
 }
 
-enum ViewMut<'a> {
+pub(super) enum ViewMut<'a> {
     F32(CudaViewMut<'a, f32>),
     Bf16(CudaViewMut<'a, bf16>),
+    #[cfg(feature = "cust")]
+    Cust(PhantomData<&'a mut ()>),
     Raw(PhantomData<&'a mut ()>),
 }
 
@@ -30,26 +32,38 @@ enum ViewMut<'a> {
 /// Made `From` a cudarc slice or view of f32, bf16 or f16, or from a raw address.
 #[derive(Debug)]
 pub struct CudaGrad<'a> {
-    info: BufferInfo,
-    view: View<'a>,
+    pub(super) info: BufferInfo,
+    pub(super) view: View<'a>,
 }
 
-enum View<'a> {
+pub(super) enum View<'a> {
     F32(CudaView<'a, f32>),
     Bf16(CudaView<'a, bf16>),
     F16(CudaView<'a, f16>),
+    #[cfg(feature = "cust")]
+    Cust(PhantomData<&'a ()>),
     Raw(PhantomData<&'a ()>),
 }
 
 impl std::fmt::Debug for ViewMut<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if matches!(self, Self::Raw(_)) { "raw" } else { "cudarc" })
+        f.write_str(match self {
+            Self::Raw(_) => "raw",
+            #[cfg(feature = "cust")]
+            Self::Cust(_) => "cust",
+            _ => "cudarc",
+        })
     }
 }
 
 impl std::fmt::Debug for View<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if matches!(self, Self::Raw(_)) { "raw" } else { "cudarc" })
+        f.write_str(match self {
+            Self::Raw(_) => "raw",
+            #[cfg(feature = "cust")]
+            Self::Cust(_) => "cust",
+            _ => "cudarc",
+        })
     }
 }
 
@@ -84,6 +98,8 @@ impl CudaParamMut<'_> {
         match &self.view {
             ViewMut::F32(v) => Some(v.device_ptr(stream).1),
             ViewMut::Bf16(v) => Some(v.device_ptr(stream).1),
+            #[cfg(feature = "cust")]
+            ViewMut::Cust(_) => None,
             ViewMut::Raw(_) => None,
         }
     }
@@ -93,6 +109,8 @@ impl CudaParamMut<'_> {
         match &mut self.view {
             ViewMut::F32(v) => Some(v.device_ptr_mut(stream).1),
             ViewMut::Bf16(v) => Some(v.device_ptr_mut(stream).1),
+            #[cfg(feature = "cust")]
+            ViewMut::Cust(_) => None,
             ViewMut::Raw(_) => None,
         }
     }
@@ -122,6 +140,8 @@ impl CudaGrad<'_> {
             View::F32(v) => Some(v.device_ptr(stream).1),
             View::Bf16(v) => Some(v.device_ptr(stream).1),
             View::F16(v) => Some(v.device_ptr(stream).1),
+            #[cfg(feature = "cust")]
+            View::Cust(_) => None,
             View::Raw(_) => None,
         }
     }

@@ -6,11 +6,17 @@
 
 mod buffers;
 pub(crate) mod cache;
+#[cfg(feature = "candle-cuda")]
+pub(crate) mod candle;
 pub(crate) mod compile;
+#[cfg(feature = "cust")]
+mod cust;
 pub mod diagnosis;
 mod execute;
 mod gemm;
 mod graph;
+#[cfg(test)]
+mod index_tests;
 mod launch;
 pub(crate) mod library;
 mod memory;
@@ -81,6 +87,9 @@ pub struct Cuda {
     chunk: usize,
     description: String,
     failed: Option<(String, i32)>,
+    /// The stream, where it is one of cust, so that cust's memory may be used. Last: dropped when nothing else of the device is left.
+    #[cfg(feature = "cust")]
+    cust_stream: Option<cust::Kept>,
 }
 
 impl Cuda {
@@ -127,6 +136,8 @@ impl Cuda {
             chunk: 0,
             description,
             failed: None,
+            #[cfg(feature = "cust")]
+            cust_stream: None,
         })
     }
 
@@ -279,6 +290,8 @@ impl Device for Cuda {
         inverse_loss_scale: f64,
         clip_norm: Option<f64>,
     ) -> Result<()> {
+        #[cfg(feature = "cust")]
+        self.check_cust(tensors)?;
         self.run(|d| {
             d.chunk = 0;
             let stream = Arc::clone(&d.launcher.stream);
@@ -298,6 +311,8 @@ impl Device for Cuda {
     }
 
     fn find_non_finite(&mut self, tensors: &[StepTensor<'_, Self>]) -> Result<Option<usize>> {
+        #[cfg(feature = "cust")]
+        self.check_cust(tensors)?;
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
             let _fences = d.fence_grads(&stream, tensors);

@@ -253,3 +253,112 @@ fn errors_print_without_asking_the_driver() {
     let error = cublas_error(CublasError(cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED), "x");
     assert!(!error.is_out_of_memory() && error.cuda_status() == Some(15));
 }
+
+const WHOLE_RUN: &str = "MUON_TEST_WHOLE_RUN";
+
+/// Everything that the device can be asked for, in a process of its own.
+#[test]
+fn whole_run() {
+    use crate::{
+        AdamWRule, Cuda, Muon, MuonConfig, MuonRule, NonFinite, Orthogonalizer, ParamSpec,
+        Precision, StepOptions, StepTensor, Transfer,
+    };
+    if std::env::var_os(WHOLE_RUN).is_none() {
+        return;
+    }
+    let emulator = cuda_emulator::Emulator::load(cuda_emulator::Config::default()).unwrap();
+    assert!(crate::cuda::diagnosis::diagnose().is_usable());
+    let preset = |name| Orthogonalizer::preset(name).unwrap();
+    for (orthogonalizer, precision, non_finite) in [
+        (preset("jordan"), Precision::Bf16, NonFinite::Skip),
+        (preset("tuned_fp16"), Precision::Fp16, NonFinite::Error),
+        (Orthogonalizer::ExactSvd, Precision::F32, NonFinite::Skip),
+    ] {
+        let config = MuonConfig { precision, non_finite, ..MuonConfig::default() };
+        let mut muon = Muon::new(Cuda::new(0).unwrap(), config).unwrap();
+        let captured = precision == Precision::Bf16;
+        let rule = MuonRule { orthogonalizer, ..MuonRule::default() };
+        let hidden = muon.add_group("hidden", rule).unwrap();
+        let rest = muon.add_group("rest", AdamWRule::default()).unwrap();
+        let w = muon.add_param(hidden, ParamSpec::new("w", &[8, 12])).unwrap();
+        let b = muon.add_param(rest, ParamSpec::new("b", &[5])).unwrap();
+        let device = muon.device();
+        let (mut pw, mut pb) =
+            (device.upload(&[0.5; 96]).unwrap(), device.upload(&[0.5; 5]).unwrap());
+        let (gw, gb) = (device.upload(&[0.25; 96]).unwrap(), device.upload(&[0.25; 5]).unwrap());
+        for clip_norm in [None, Some(0.1)] {
+            let options = StepOptions { clip_norm, ..StepOptions::default() };
+            let mut tensors = [StepTensor::new(w, &mut pw, &gw), StepTensor::new(b, &mut pb, &gb)];
+            muon.step(&options, &mut tensors).unwrap();
+            if captured {
+                let graph = muon.capture_step(&options, &mut tensors).unwrap();
+                muon.replay_step(&graph, &options, &mut tensors).unwrap();
+                muon.synchronize().unwrap();
+            }
+        }
+        muon.device().read(&pw, &mut [0.0; 96]).unwrap();
+        muon.counters(w).unwrap();
+        let checkpoint = muon.checkpoint().unwrap();
+        muon.restore(&checkpoint).unwrap();
+        muon.synchronize().unwrap();
+    }
+    assert_eq!(emulator.finish().unwrap(), []);
+    println!("ran whole");
+}
+
+/// Functions of a library that a process looked up by `dlsym`, from what the loader wrote (`LD_DEBUG=symbols`): such a search
+/// starts in the library, one for a reference of another library starts in the program.
+fn looked_up<'a>(log: &'a str, library: &str, prefix: &str) -> std::collections::BTreeSet<&'a str> {
+    let mut found = std::collections::BTreeSet::new();
+    let mut last = "";
+    for line in log.lines() {
+        let Some((_, search)) = line.split_once("symbol=") else { continue };
+        let Some((name, place)) = search.split_once(';') else { continue };
+        let first = name != last;
+        last = name;
+        let rest = name.strip_prefix(prefix);
+        if first
+            && place.contains(library)
+            && rest.is_some_and(|r| r.starts_with(char::is_uppercase))
+        {
+            found.insert(name);
+        }
+    }
+    found
+}
+
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn every_function_that_a_run_looks_up_is_asked_for_before() {
+    // Fetches NVRTC, and keeps others from loading meanwhile.
+    drop(emulator(cuda_emulator::Config::default()));
+    let directory = tempfile::tempdir().unwrap();
+    // With a cache that is empty, so that NVRTC compiles.
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "cuda::preflight::tests::whole_run", "--nocapture"])
+        .env(WHOLE_RUN, "1")
+        .env("MUON_CUDA_CACHE_DIR", directory.path().join("cache"))
+        .env("LD_DEBUG", "symbols")
+        .env("LD_DEBUG_OUTPUT", directory.path().join("log"))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = directory.path().join(format!("log.{}", child.id()));
+    let output = child.wait_with_output().unwrap();
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && out.contains("ran whole"), "{out}");
+    let log = String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned();
+    for (library, prefix, symbols) in [
+        ("libcuda", "cu", DRIVER_SYMBOLS),
+        ("libnvrtc", "nvrtc", NVRTC_SYMBOLS),
+        ("libcublaslt", "cublasLt", CUBLAS_LT_SYMBOLS),
+    ] {
+        let found = looked_up(&log, library, prefix);
+        // NVRTC itself asks a driver that is loaded for this one, and does without.
+        let ours = found.iter().filter(|name| **name != "cuGetExportTable");
+        let unlisted: Vec<_> = ours.filter(|name| !symbols.contains(name)).collect();
+        assert!(unlisted.is_empty(), "looked up but not in the preflight's list: {unlisted:?}");
+        // The list itself was looked up, so the log is one of lookups.
+        assert!(symbols.iter().all(|name| found.contains(name)), "{prefix}: {found:?}");
+    }
+}

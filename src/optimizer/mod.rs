@@ -46,7 +46,6 @@ use step::Scratch;
 pub struct Muon<D: Device> {
     /// Part of every id this optimizer hands out.
     owner: u64,
-    device: D,
     config: MuonConfig,
     groups: Vec<Group>,
     params: Vec<Param>,
@@ -55,6 +54,8 @@ pub struct Muon<D: Device> {
     /// Position of each id among the parameters; `None` once removed.
     positions: Vec<Option<usize>>,
     planned: Option<Planned<D>>,
+    /// Behind states and workspace, which are dropped before it.
+    device: D,
     scratch: Scratch,
     /// Set by a step that was interrupted half-way.
     torn: Option<String>,

@@ -16,6 +16,7 @@ mod faults;
 mod graph;
 mod hostile;
 mod plan;
+mod regressions;
 mod step;
 #[path = "../support/mod.rs"]
 mod support;

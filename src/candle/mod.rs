@@ -1,16 +1,17 @@
-//! Muon for candle models on the CPU (feature `candle`): built from a `VarMap`, whose names decide the routing.
+//! Muon for candle models (feature `candle`; on a GPU `candle-cuda`): built from a `VarMap`, whose names decide the routing.
 
-use std::cell::RefCell;
+mod cpu;
+
 use std::fmt;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp1, Storage, Tensor, Var};
+use candle_core::{Storage, Tensor, Var};
 use candle_nn::VarMap;
-use half::bf16;
 
 use crate::config::MuonConfig;
-use crate::cpu::{Cpu, CpuGrad, CpuParamMut};
-use crate::device::StepTensor;
+use crate::cpu::Cpu;
+#[cfg(feature = "candle-cuda")]
+use crate::cuda::Cuda;
 use crate::error::{Error, Result, ResultExt};
 use crate::optimizer::{GroupId, Muon, ParamId, ParamSpec, StepOptions, StepReport};
 use crate::plan::Plan;
@@ -19,6 +20,13 @@ use crate::routing::RoutingRule;
 use crate::routing_report::RoutingReport;
 
 /// Muon over the variables of a candle model.
+///
+/// It runs where the variables are: on the CPU, or with feature `candle-cuda` on candle's CUDA device, whose context and
+/// stream it shares.
+///
+/// # Stream
+/// On a GPU steps are enqueued on candle's stream, in the order of the calls. The stream of `Device::new_cuda` is the
+/// default stream of each thread: step on the thread that trains.
 ///
 /// # Example
 /// ```
@@ -41,7 +49,7 @@ use crate::routing_report::RoutingReport;
 /// ```
 #[derive(Debug)]
 pub struct CandleMuon {
-    muon: Muon<Cpu>,
+    muon: Inner,
     vars: Vec<NamedVar>,
     muon_group: GroupId,
     /// With AdamW's learning rate as a multiple of Muon's.
@@ -51,10 +59,29 @@ pub struct CandleMuon {
     refused_lr: Option<f64>,
 }
 
-struct NamedVar {
-    id: ParamId,
-    name: String,
-    var: Var,
+/// The optimizer, on the device that the variables are on.
+#[derive(Debug)]
+enum Inner {
+    Cpu(Box<Muon<Cpu>>),
+    #[cfg(feature = "candle-cuda")]
+    Cuda(Box<Muon<Cuda>>),
+}
+
+/// The same on whichever device.
+macro_rules! on {
+    ($inner:expr, $muon:ident => $body:expr) => {
+        match $inner {
+            Inner::Cpu($muon) => $body,
+            #[cfg(feature = "candle-cuda")]
+            Inner::Cuda($muon) => $body,
+        }
+    };
+}
+
+pub(crate) struct NamedVar {
+    pub(crate) id: ParamId,
+    pub(crate) name: String,
+    pub(crate) var: Var,
 }
 
 impl fmt::Debug for NamedVar {
@@ -89,8 +116,9 @@ impl CandleMuon {
     /// An optimizer over all variables of a map, in the order of their names.
     ///
     /// # Errors
-    /// No hidden matrix among them, an override that matches none, two names for one variable, a variable that is not
-    /// on the CPU, not contiguous, or neither f32 nor bf16, a hyper-parameter outside its range.
+    /// No hidden matrix among them, an override that matches none, two names for one variable, variables on several devices or on one that
+    /// this build does not train on, a variable that is neither f32 nor bf16, a hyper-parameter outside its range; on a GPU what
+    /// `Cuda::with_stream` fails with.
     pub fn new_from_varmap(
         varmap: &VarMap,
         config: MuonConfig,
@@ -119,12 +147,12 @@ impl CandleMuon {
         routing: &RoutingRule,
     ) -> Result<Self> {
         routing.check(named.iter().map(|(name, var)| (name.as_str(), var.dims())))?;
-        let mut muon = Muon::new(Cpu::new()?, config)?;
-        let muon_group = muon.add_group("hidden", routing.muon.clone())?;
+        let mut muon = Inner::new(&named, config)?;
+        let muon_group = on!(&mut muon, m => m.add_group("hidden", routing.muon.clone()))?;
         let rest = named.iter().any(|(name, var)| !routing.route(name, var.dims()).muon);
         let adamw_group = match rest {
             true => Some((
-                muon.add_group("rest", routing.adamw)?,
+                on!(&mut muon, m => m.add_group("rest", routing.adamw))?,
                 if routing.muon.lr > 0.0 { routing.adamw.lr / routing.muon.lr } else { 1.0 },
             )),
             false => None,
@@ -144,7 +172,8 @@ impl CandleMuon {
                 (false, Some((group, _))) => group,
                 _ => muon_group,
             };
-            let id = muon.add_param(group, ParamSpec::new(&name, var.dims()).dtype(dtype))?;
+            let spec = ParamSpec::new(&name, var.dims()).dtype(dtype);
+            let id = on!(&mut muon, m => m.add_param(group, spec))?;
             vars.push(NamedVar { id, name, var });
         }
         Ok(Self {
@@ -165,7 +194,7 @@ impl CandleMuon {
     /// What is orthogonalized and what is not.
     #[must_use]
     pub fn routing(&self) -> RoutingReport {
-        self.muon.routing()
+        on!(&self.muon, m => m.routing())
     }
 
     /// The plan of a step.
@@ -173,12 +202,25 @@ impl CandleMuon {
     /// # Errors
     /// As [`Muon::plan`].
     pub fn plan(&mut self) -> Result<&Plan> {
-        self.muon.plan()
+        on!(&mut self.muon, m => m.plan())
     }
 
-    /// The optimizer itself: checkpoints, counters, groups.
-    pub fn inner(&mut self) -> &mut Muon<Cpu> {
-        &mut self.muon
+    /// The optimizer itself: checkpoints, counters, groups; `None` where the variables are on a GPU.
+    pub fn cpu(&mut self) -> Option<&mut Muon<Cpu>> {
+        match &mut self.muon {
+            Inner::Cpu(muon) => Some(muon),
+            #[cfg(feature = "candle-cuda")]
+            Inner::Cuda(_) => None,
+        }
+    }
+
+    /// The optimizer itself, where the variables are on a GPU.
+    #[cfg(feature = "candle-cuda")]
+    pub fn cuda(&mut self) -> Option<&mut Muon<Cuda>> {
+        match &mut self.muon {
+            Inner::Cpu(_) => None,
+            Inner::Cuda(muon) => Some(muon),
+        }
     }
 
     /// One step from the gradients of a backward pass; variables without a gradient are left untouched.
@@ -187,14 +229,13 @@ impl CandleMuon {
     /// Parameters are lent to the optimizer, not copied.
     ///
     /// # Errors
-    /// As [`Muon::step`]; a gradient that is not on the CPU or is neither f32, bf16 nor fp16.
+    /// As [`Muon::step`]; a gradient that is not where its variable is, or neither f32, bf16 nor fp16.
     pub fn step_with(&mut self, grads: &GradStore) -> Result<StepReport> {
         if let Some(lr) = self.refused_lr {
             return Err(Error::invalid_config(format!(
                 "set_learning_rate: expected a finite number of at least 0, found `{lr}`; nothing was stepped"
             )));
         }
-        let candle = |e: candle_core::Error| Error::device(format!("candle: {e}"));
         let mut held: Vec<(usize, Tensor)> = Vec::new();
         for (i, v) in self.vars.iter().enumerate() {
             if let Some(grad) = grads.get(v.var.as_tensor()) {
@@ -205,35 +246,52 @@ impl CandleMuon {
                         format!("{:?}", grad.dims()),
                     ));
                 }
-                held.push((i, grad.contiguous().map_err(candle)?));
+                held.push((i, grad.contiguous().map_err(candle_error)?));
             }
         }
-        let guards: Vec<_> = held.iter().map(|(i, g)| (*i, g.storage_and_layout())).collect();
-        let mut borrowed = Vec::with_capacity(guards.len());
-        for (i, (storage, layout)) in &guards {
-            let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
-            borrowed.push((*i, cpu_grad(&self.vars[*i].name, storage, range)?));
+        match &mut self.muon {
+            Inner::Cpu(muon) => cpu::step(muon, &self.options, &self.vars, &held),
+            #[cfg(feature = "candle-cuda")]
+            Inner::Cuda(muon) => crate::cuda::candle::step(muon, &self.options, &self.vars, &held),
         }
-        let mut lent: Vec<Lent> = Vec::with_capacity(borrowed.len());
-        for (i, _) in &borrowed {
-            let v = &self.vars[*i];
-            lent.push(Lent::take(v).map_err(|e| candle(e).context(format!("param `{}`", v.name)))?);
-        }
-        let outcome = {
-            let mut tensors: Vec<_> = lent
-                .iter_mut()
-                .zip(&borrowed)
-                .map(|(lent, (i, grad))| {
-                    StepTensor::<Cpu>::new(self.vars[*i].id, lent.buffer.as_param(), *grad)
-                })
-                .collect();
-            self.muon.step(&self.options, &mut tensors)
-        };
-        for lent in lent {
-            lent.give_back().map_err(candle)?;
-        }
-        outcome
     }
+}
+
+impl Inner {
+    /// An optimizer on the device that all variables are on.
+    fn new(named: &[(String, Var)], config: MuonConfig) -> Result<Self> {
+        let cpu = |config| Ok(Self::Cpu(Box::new(Muon::new(Cpu::new()?, config)?)));
+        let Some((first, var)) = named.first() else { return cpu(config) };
+        let device = var.device();
+        if let Some((other, var)) = named.iter().find(|(_, v)| !v.device().same_device(device)) {
+            return Err(Error::unsupported(format!(
+                "`{first}` is on {:?} and `{other}` on {:?}, another candle device; one optimizer has one",
+                device.location(),
+                var.device().location()
+            )));
+        }
+        match device {
+            candle_core::Device::Cpu => cpu(config),
+            #[cfg(feature = "candle-cuda")]
+            candle_core::Device::Cuda(device) => {
+                let device = Cuda::with_stream(device.cuda_stream())?;
+                Ok(Self::Cuda(Box::new(Muon::new(device, config)?)))
+            }
+            other => Err(Error::unsupported(format!(
+                "`{first}` is on {:?}; this build trains candle models on the CPU{}",
+                other.location(),
+                if cfg!(feature = "candle-cuda") {
+                    " and on CUDA devices"
+                } else {
+                    ", and on CUDA devices with feature `candle-cuda`"
+                }
+            ))),
+        }
+    }
+}
+
+pub(crate) fn candle_error(e: candle_core::Error) -> Error {
+    Error::device(format!("candle: {e}"))
 }
 
 /// Equal for variables that share their memory, whatever their names and views.
@@ -243,116 +301,11 @@ fn storage_address(var: &Var) -> usize {
 }
 
 fn dtype(name: &str, var: &Var) -> Result<Dtype> {
-    if !var.device().is_cpu() {
-        return Err(Error::unsupported(format!(
-            "`{name}` is on {:?}; this build trains candle models on the CPU",
-            var.device().location()
-        )));
-    }
     match var.dtype() {
         candle_core::DType::F32 => Ok(Dtype::F32),
         candle_core::DType::BF16 => Ok(Dtype::Bf16),
         other => {
             Err(Error::dtype_mismatch(format!("param `{name}`"), "f32 or bf16", other.as_str()))
-        }
-    }
-}
-
-fn cpu_grad<'a>(
-    name: &str,
-    storage: &'a Storage,
-    range: std::ops::Range<usize>,
-) -> Result<CpuGrad<'a>> {
-    match storage {
-        Storage::Cpu(CpuStorage::F32(x)) => Ok(CpuGrad::F32(&x[range])),
-        Storage::Cpu(CpuStorage::BF16(x)) => Ok(CpuGrad::Bf16(&x[range])),
-        Storage::Cpu(CpuStorage::F16(x)) => Ok(CpuGrad::F16(&x[range])),
-        _ => Err(Error::dtype_mismatch(
-            format!("gradient of `{name}`"),
-            "f32, bf16 or fp16 on the CPU",
-            "another",
-        )),
-    }
-}
-
-/// The elements of a variable while they are lent to the optimizer.
-enum Buffer {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-}
-
-impl Buffer {
-    fn as_param(&mut self) -> CpuParamMut<'_> {
-        match self {
-            Self::F32(x) => CpuParamMut::F32(x),
-            Self::Bf16(x) => CpuParamMut::Bf16(x),
-        }
-    }
-}
-
-/// A variable whose elements were taken out; they go back when it is dropped, whatever happens in between.
-struct Lent {
-    var: Var,
-    buffer: Buffer,
-    returned: bool,
-}
-
-/// Exchanges a variable's elements with a vector.
-struct Swap(RefCell<Buffer>);
-
-impl InplaceOp1 for Swap {
-    fn name(&self) -> &'static str {
-        "muon-swap"
-    }
-
-    fn cpu_fwd(
-        &self,
-        storage: &mut CpuStorage,
-        layout: &candle_core::Layout,
-    ) -> candle_core::Result<()> {
-        if !layout.is_contiguous() || layout.start_offset() != 0 {
-            candle_core::bail!("a variable must be contiguous and own its storage from the start");
-        }
-        match (storage, &mut *self.0.borrow_mut()) {
-            (CpuStorage::F32(theirs), Buffer::F32(ours)) => std::mem::swap(theirs, ours),
-            (CpuStorage::BF16(theirs), Buffer::Bf16(ours)) => std::mem::swap(theirs, ours),
-            _ => candle_core::bail!("the variable's dtype changed since it was registered"),
-        }
-        Ok(())
-    }
-}
-
-impl Lent {
-    fn take(v: &NamedVar) -> candle_core::Result<Self> {
-        let empty = match v.var.dtype() {
-            candle_core::DType::BF16 => Buffer::Bf16(Vec::new()),
-            _ => Buffer::F32(Vec::new()),
-        };
-        let swap = Swap(RefCell::new(empty));
-        v.var.inplace_op1(&swap)?;
-        Ok(Self { var: v.var.clone(), buffer: swap.0.into_inner(), returned: false })
-    }
-
-    fn put(&mut self) -> candle_core::Result<()> {
-        let empty = match self.buffer {
-            Buffer::F32(_) => Buffer::F32(Vec::new()),
-            Buffer::Bf16(_) => Buffer::Bf16(Vec::new()),
-        };
-        let swap = Swap(RefCell::new(std::mem::replace(&mut self.buffer, empty)));
-        self.var.inplace_op1(&swap)
-    }
-
-    fn give_back(mut self) -> candle_core::Result<()> {
-        self.returned = true;
-        self.put()
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        // Only on an early return: the elements must not stay lost. An error here has one already above it.
-        if !self.returned {
-            let _ = self.put();
         }
     }
 }
@@ -384,15 +337,15 @@ impl candle_nn::Optimizer for CandleMuon {
 
     /// The learning rate of the hidden matrices.
     fn learning_rate(&self) -> f64 {
-        self.muon.rule(self.muon_group).map_or(0.0, crate::config::Rule::lr)
+        on!(&self.muon, m => m.rule(self.muon_group)).map_or(0.0, crate::config::Rule::lr)
     }
 
     /// Sets the learning rate of the hidden matrices; AdamW's keeps its ratio to it. A value that is negative or
     /// not finite makes every step an error until a valid one is set: candle's interface has no other way.
     fn set_learning_rate(&mut self, lr: f64) {
-        let mut outcome = self.muon.set_lr(self.muon_group, lr);
+        let mut outcome = on!(&mut self.muon, m => m.set_lr(self.muon_group, lr));
         if let Some((group, ratio)) = self.adamw_group {
-            outcome = outcome.and_then(|()| self.muon.set_lr(group, lr * ratio));
+            outcome = outcome.and_then(|()| on!(&mut self.muon, m => m.set_lr(group, lr * ratio)));
         }
         self.refused_lr = outcome.is_err().then_some(lr);
     }
