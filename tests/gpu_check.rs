@@ -1,0 +1,150 @@
+//! `tools/gpu-check run` without a GPU: what is missing, and with programs in the place of the real ones the report and the
+//! exit status.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn write_script(path: &Path, body: &str) {
+    std::fs::write(path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// An unpacked archive, and a directory of programs that is searched first.
+struct Machine {
+    directory: tempfile::TempDir,
+}
+
+impl Machine {
+    /// With everything there and in order.
+    fn whole() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = Self { directory };
+        let (packed, programs) = (machine.packed(), machine.programs());
+        std::fs::create_dir_all(packed.join("data")).unwrap();
+        std::fs::create_dir_all(&programs).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/gpu-check");
+        std::fs::copy(script, packed.join("gpu-check")).unwrap();
+        for data in ["data/torch_muon.json", "data/torch_muon.safetensors"] {
+            std::fs::write(packed.join(data), "{}").unwrap();
+        }
+        std::fs::write(packed.join("commit"), "0123abcd\n").unwrap();
+        write_script(&packed.join("muon"), "echo \"muon $*\"");
+        write_script(&packed.join("gpu"), "echo \"tests on $MUON_TEST_DEVICE: $*\"");
+        write_script(&packed.join("bench"), "echo \"bench of $MUON_BENCH_COMMIT\"");
+        write_script(
+            &programs.join("nvidia-smi"),
+            "case $1 in --list-gpus) echo 'GPU 0: A GPU' ;; *) echo '0, A GPU, 580.1, 80 GiB, 9.0, 1980 MHz' ;; esac",
+        );
+        write_script(&programs.join("compute-sanitizer"), "echo \"sanitized: $*\"");
+        machine
+    }
+
+    fn packed(&self) -> PathBuf {
+        self.directory.path().join("gpu-check")
+    }
+
+    fn programs(&self) -> PathBuf {
+        self.directory.path().join("programs")
+    }
+
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let path = format!("{}:/usr/bin:/bin", self.programs().display());
+        let output: Output = Command::new(self.packed().join("gpu-check"))
+            .arg("run")
+            .args(args)
+            .current_dir(self.directory.path())
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    fn report(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("gpu-check-report/report.md")).unwrap()
+    }
+}
+
+const STEPS: [&str; 10] = [
+    "doctor",
+    "tests",
+    "verify-f32",
+    "verify-bf16",
+    "verify-fp16",
+    "memcheck",
+    "racecheck",
+    "initcheck",
+    "synccheck",
+    "bench",
+];
+
+#[test]
+fn a_whole_machine_gets_a_report_of_every_step() {
+    let machine = Machine::whole();
+    let (code, out, err) = machine.run(&[]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.trim().ends_with("gpu-check-report/report.md"), "{out}");
+    let report = machine.report();
+    for step in STEPS {
+        assert!(report.contains(&format!("| {step} | 0 | ")), "{step}: {report}");
+        assert!(report.contains(&format!("\n## {step}\n")), "{step}: {report}");
+    }
+    for part in [
+        "* commit: 0123abcd",
+        "0, A GPU, 580.1, 80 GiB, 9.0, 1980 MHz",
+        "tests on gpu: --test-threads 1",
+        "muon verify data/torch_muon.json --device cuda --precision bf16 --against bf16ns",
+        "sanitized: --tool racecheck --racecheck-detect-level error --error-exitcode 1 ./gpu",
+        "bench of 0123abcd",
+    ] {
+        assert!(report.contains(part), "no `{part}` in {report}");
+    }
+    let (code, out, _) = machine.run(&["--dry-run"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("compute-sanitizer --tool initcheck"), "{out}");
+}
+
+#[test]
+fn a_step_that_fails_does_not_stop_the_others_and_decides_the_status() {
+    let machine = Machine::whole();
+    write_script(&machine.packed().join("gpu"), "echo 'a test failed'; exit 101");
+    let (code, ..) = machine.run(&["--without-sanitizer"]);
+    assert_eq!(code, 1);
+    let report = machine.report();
+    assert!(report.contains("| tests | 101 | ") && report.contains("a test failed"), "{report}");
+    assert!(report.contains("| bench | 0 | "), "{report}");
+    assert!(report.contains("compute-sanitizer was left out"), "{report}");
+    assert!(!report.contains("| memcheck"), "{report}");
+}
+
+#[test]
+fn what_is_missing_is_said_and_nothing_is_run() {
+    let machine = Machine::whole();
+    std::fs::remove_file(machine.programs().join("compute-sanitizer")).unwrap();
+    let (code, _, err) = machine.run(&[]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("compute-sanitizer") && err.contains("nothing was run"), "{err}");
+    assert!(!machine.directory.path().join("gpu-check-report").exists());
+    let (code, ..) = machine.run(&["--without-sanitizer"]);
+    assert_eq!(code, 0);
+
+    write_script(&machine.programs().join("nvidia-smi"), "exit 9");
+    std::fs::remove_file(machine.packed().join("bench")).unwrap();
+    let (code, out, err) = machine.run(&["--without-sanitizer", "--dry-run"]);
+    assert_eq!(code, 3);
+    assert!(out.contains("./gpu --test-threads 1"), "{out}");
+    for part in ["bench beside this script", "nvidia-smi lists none"] {
+        assert!(err.contains(part), "{err}");
+    }
+    std::fs::remove_file(machine.programs().join("nvidia-smi")).unwrap();
+    let (code, _, err) = machine.run(&["--without-sanitizer"]);
+    assert_eq!(code, 3);
+    assert!(err.contains("nvidia-smi, which comes with NVIDIA's driver"), "{err}");
+
+    let (code, _, err) = machine.run(&["--nonsense"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("gpu-check run"), "{err}");
+}
