@@ -55,10 +55,10 @@ impl DeviceName {
         }
     }
 
-    /// Makes the device findable; for the emulated one this loads its libraries.
+    /// Makes the device findable; for the emulated one this loads its libraries, as the variables `CUDA_EMULATOR_*` say.
     ///
     /// # Errors
-    /// An emulator that was not built or cannot be loaded.
+    /// An emulator that was not built or cannot be loaded; a variable that is not understood.
     pub(crate) fn open(self) -> Result<Session> {
         #[cfg(feature = "emulator")]
         if self == Self::Cuda(Gpu::Emulated) {
@@ -147,7 +147,8 @@ impl Session {
         use anyhow::Context as _;
         use cuda_emulator::{Config, Emulator, LoadError};
 
-        let emulator = Emulator::load(Config::default()).map_err(|e| match e {
+        let config = Config::from_env().map_err(anyhow::Error::msg)?;
+        let emulator = Emulator::load(config).map_err(|e| match e {
             LoadError::Missing { file, .. } => anyhow::anyhow!(
                 "`{file}` is not beside this program: run it from Cargo's target directory, or set CUDA_EMULATOR_LIB_DIR"
             ),

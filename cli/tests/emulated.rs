@@ -109,10 +109,8 @@ fn a_stopped_run_resumes_with_the_state_of_the_device() {
     assert_eq!(whole, metrics(&dir.path().join("whole"))["runs"]);
 }
 
-#[test]
-fn orthogonalized_files_agree_with_the_cpu() {
-    fetch_nvrtc();
-    let dir = tempfile::tempdir().unwrap();
+/// A file with one 4 × 6 matrix of rank 2.
+fn write_matrix(path: &Path) {
     let mut bytes = Vec::new();
     for i in 0..24u32 {
         bytes.extend_from_slice(&((i as f32 * 0.7).sin()).to_le_bytes());
@@ -121,7 +119,14 @@ fn orthogonalized_files_agree_with_the_cpu() {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(header.as_bytes());
     file.extend_from_slice(&bytes);
-    std::fs::write(dir.path().join("in.safetensors"), file).unwrap();
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn orthogonalized_files_agree_with_the_cpu() {
+    fetch_nvrtc();
+    let dir = tempfile::tempdir().unwrap();
+    write_matrix(&dir.path().join("in.safetensors"));
     let run = |device: &str| {
         let out = format!("{device}.safetensors");
         let args =
@@ -148,4 +153,33 @@ fn what_the_emulated_device_cannot_do_is_said() {
         muon(Path::new("."), &tiny(&["--device", "emulated", "--record-spectra", "s.jsonl"]));
     assert_eq!(said.code, Some(2), "{}", said.err);
     assert!(said.err.contains("device `cpu`"), "{}", said.err);
+}
+
+#[test]
+fn what_the_emulator_finds_makes_a_command_fail() {
+    fetch_nvrtc();
+    let dir = tempfile::tempdir().unwrap();
+    write_matrix(&dir.path().join("in.safetensors"));
+    let args = ["orthogonalize", "in.safetensors", "out.safetensors", "--device", "emulated"];
+    // A kernel that may execute ten instructions is ended as a runaway. `record` lets the run go on, so that nothing but the
+    // finding tells that its result is none.
+    for on_finding in ["record", "fail"] {
+        let output = support::command(dir.path(), &args)
+            .env("CUDA_EMULATOR_INSTRUCTION_BUDGET", "10")
+            .env("CUDA_EMULATOR_ON_FINDING", on_finding)
+            .env("CUDA_EMULATOR_LOG", "quiet")
+            .output()
+            .unwrap();
+        let said = support::said(output);
+        assert_eq!(said.code, Some(1), "{on_finding}: {}{}", said.out, said.err);
+        if on_finding == "record" {
+            assert!(said.err.contains("the emulator found "), "{}", said.err);
+        }
+    }
+    assert_eq!(ok(dir.path(), &args).code, Some(0));
+    let output =
+        support::command(dir.path(), &args).env("CUDA_EMULATOR_SEED", "x").output().unwrap();
+    let said = support::said(output);
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    assert!(said.err.contains("`CUDA_EMULATOR_SEED`: `x` is not a number"), "{}", said.err);
 }
