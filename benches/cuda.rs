@@ -121,7 +121,7 @@ pub fn median_ms(
 }
 
 /// Numbers in (−1, 1) that a fast generator draws.
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
+pub fn numbers(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = move || {
         state ^= state >> 12;
@@ -254,6 +254,15 @@ fn measure(scale: Scale, filter: Option<&str>) -> Result<(), Failure> {
     let mut device = Cuda::new(0)?;
     let stream = device.stream().clone();
     let driver = diagnosis::diagnose().driver.version;
+    // cudarc's bindings of CUDA 13 time events by a function that came with 12.8, and panic where it is missing.
+    let since = |version: &str| {
+        let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+    };
+    if sys::CUDA_VERSION >= 13_000 && driver.as_deref().map(since) < Some((12, 8)) {
+        println!("nothing measured: the driver supports CUDA {driver:?}, device events need 12.8");
+        return Ok(());
+    }
     let commit = std::env::var("MUON_BENCH_COMMIT").unwrap_or_else(|_| "unknown".into());
     println!(
         "{:?}\ndriver {}, commit {commit}{}",

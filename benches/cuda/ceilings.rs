@@ -10,7 +10,9 @@ use muon_cuda::cudarc::cublaslt::sys::{
 };
 use muon_cuda::cudarc::driver::{CudaStream, DevicePtr};
 
-use super::{Failure, Scale, median_ms};
+use half::{bf16, f16};
+
+use super::{Failure, Scale, median_ms, numbers};
 
 /// Bytes that a second of copying reads and writes.
 pub fn copies(stream: &Arc<CudaStream>, scale: Scale) -> Result<f64, Failure> {
@@ -34,10 +36,14 @@ pub fn products(
         Precision::Fp16 => (cudaDataType::CUDA_R_16F, cublasComputeType_t::CUBLAS_COMPUTE_32F, 2),
         _ => (cudaDataType::CUDA_R_32F, cublasComputeType_t::CUBLAS_COMPUTE_32F, 4),
     };
-    // Every third byte pattern is a small finite number in each of the three types; the rest is zero.
-    let pattern: Vec<u8> = (0..n * n * size).map(|i| [0, 0x3c, 0, 0x3c, 0][i % 5]).collect();
-    let a = stream.clone_htod(&pattern)?;
-    let b = stream.clone_htod(&pattern)?;
+    let values = numbers(n * n, 7);
+    let values = values.iter();
+    let bytes: Vec<u8> = match precision {
+        Precision::Bf16 => values.flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        Precision::Fp16 => values.flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        _ => values.flat_map(|x| x.to_le_bytes()).collect(),
+    };
+    let (a, b) = (stream.clone_htod(&bytes)?, stream.clone_htod(&bytes)?);
     let d = stream.alloc_zeros::<u8>(n * n * size)?;
     let workspace = stream.alloc_zeros::<u8>(scale.pick(32 << 20, 1 << 16))?;
     let address = |slice: &muon_cuda::cudarc::driver::CudaSlice<u8>| {
