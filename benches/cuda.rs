@@ -35,7 +35,9 @@ type Failure = Box<dyn std::error::Error>;
 /// Whether a GPU is timed, or the emulator shows that the bench works.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scale {
+    /// Real shapes.
     Gpu,
+    /// Small ones.
     Emulated,
 }
 
