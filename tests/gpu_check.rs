@@ -148,3 +148,48 @@ fn what_is_missing_is_said_and_nothing_is_run() {
     assert_eq!(code, 2);
     assert!(err.contains("gpu-check run"), "{err}");
 }
+
+#[test]
+fn the_archive_holds_what_a_run_needs() {
+    let directory = tempfile::tempdir().unwrap();
+    let (programs, target) = (directory.path().join("programs"), directory.path().join("target"));
+    std::fs::create_dir_all(&programs).unwrap();
+    // In the place of cargo: one executable for each command, which is what cargo says among other things.
+    let built = directory.path().join("built");
+    write_script(&built, "echo built");
+    let cargo = format!(
+        "echo '{{\"reason\":\"compiler-artifact\",\"executable\":null}}'\n\
+         echo '{{\"reason\":\"compiler-artifact\",\"executable\":\"{}\"}}'\n\
+         echo '{{\"reason\":\"build-finished\",\"success\":true}}'\n\
+         echo \"$*\" >> {}",
+        built.display(),
+        directory.path().join("commands").display()
+    );
+    write_script(&programs.join("cargo"), &cargo);
+    let archive = directory.path().join("archive.tar.gz");
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/gpu-check"))
+        .arg("pack")
+        .arg(&archive)
+        .env("PATH", format!("{}:/usr/bin:/bin", programs.display()))
+        .env("CARGO_TARGET_DIR", &target)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let commands = std::fs::read_to_string(directory.path().join("commands")).unwrap();
+    for part in ["test --locked --no-run -p muon-cuda --test gpu", "--bench cuda", "-p muon-cli"] {
+        assert!(commands.contains(part), "{commands}");
+    }
+    let unpacked = directory.path().join("unpacked");
+    std::fs::create_dir(&unpacked).unwrap();
+    let status =
+        Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(&unpacked).status().unwrap();
+    assert!(status.success());
+    // What is left to miss is the machine's: a driver, a GPU, the sanitizer.
+    let output = Command::new(unpacked.join("gpu-check/gpu-check"))
+        .args(["run", "--dry-run"])
+        .env("PATH", "/usr/bin:/bin")
+        .output()
+        .unwrap();
+    let missing = String::from_utf8_lossy(&output.stderr);
+    assert!(!missing.contains("beside this script"), "{missing}");
+}

@@ -188,6 +188,27 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn a_finding_is_an_error_of_a_command_that_ended_well() {
+        use muon_cuda::cudarc::driver::CudaContext;
+
+        let leave_behind = |elements: Option<usize>| {
+            let session = DeviceName::Cuda(Gpu::Emulated).open().unwrap();
+            let context = CudaContext::new(0).unwrap();
+            let stream = context.new_stream().unwrap();
+            if let Some(elements) = elements {
+                stream.alloc_zeros::<u8>(elements).unwrap().leak();
+            }
+            stream.synchronize().unwrap();
+            drop((stream, context));
+            session.close(Ended::Well)
+        };
+        assert!(leave_behind(None).is_ok());
+        let error = leave_behind(Some(24)).unwrap_err().to_string();
+        assert!(error.starts_with("the emulator found 1 mistakes:\nLeak"), "{error}");
+    }
+
     #[cfg(feature = "cuda")]
     #[test]
     fn gpus_have_numbers() {
