@@ -6,7 +6,6 @@
 //! dimension divided by 64; times are then the emulator's own. `MUON_BENCH_COMMIT` goes into the report.
 #![allow(unsafe_code, reason = "products by cublasLt")]
 #![allow(
-    unreachable_pub,
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::cast_possible_truncation,
@@ -34,7 +33,7 @@ type Failure = Box<dyn std::error::Error>;
 
 /// Whether a GPU is timed, or the emulator shows that the bench works.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Scale {
+enum Scale {
     /// Real shapes.
     Gpu,
     /// Small ones.
@@ -54,8 +53,11 @@ const PRECISIONS: [(Precision, &str); 3] = [
     (Precision::F32, "nonic3_band12"),
 ];
 
-/// Count, rows and columns of the hidden matrices.
-const MODELS: [(&str, &[(usize, [usize; 2])]); 2] = [
+/// Count, rows and columns of matrices.
+type Shapes = &'static [(usize, [usize; 2])];
+
+/// Hidden matrices of a model, or of a part of one.
+const MODELS: [(&str, Shapes); 2] = [
     ("gpt2-small", &[(48, [768, 768]), (12, [3072, 768]), (12, [768, 3072])]),
     ("llama-7b block", &[(4, [4096, 4096]), (2, [11008, 4096]), (1, [4096, 11008])]),
 ];
@@ -93,7 +95,7 @@ impl Form {
 
 /// Milliseconds of repetitions.
 #[derive(Debug, Clone, Copy)]
-pub struct Times {
+struct Times {
     median: f64,
     /// From the first to the third quartile.
     spread: f64,
@@ -101,7 +103,7 @@ pub struct Times {
 }
 
 /// Times work by device events, after three repetitions that are not counted.
-pub fn median_ms(
+fn median_ms(
     stream: &Arc<CudaStream>,
     count: usize,
     mut work: impl FnMut() -> Result<(), Failure>,
@@ -118,12 +120,12 @@ pub fn median_ms(
         times.push(f64::from(start.elapsed_ms(&end)?));
     }
     times.sort_by(f64::total_cmp);
-    let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
-    Ok(Times { median: at(0.5), spread: at(0.75) - at(0.25), count })
+    let at = |quarter: usize| times[(times.len() - 1) * quarter / 4];
+    Ok(Times { median: at(2), spread: at(3) - at(1), count })
 }
 
 /// Numbers in (−1, 1) that a fast generator draws.
-pub fn numbers(len: usize, seed: u64) -> Vec<f32> {
+fn numbers(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = move || {
         state ^= state >> 12;
@@ -170,7 +172,7 @@ struct Model {
 
 impl Model {
     fn new(
-        matrices: &[(usize, [usize; 2])],
+        matrices: Shapes,
         rule: MuonRule,
         precision: Precision,
         scale: Scale,

@@ -29,7 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let rule = MuonRule { lr: 0.3, ..MuonRule::default() };
     let hidden = muon.add_group("hidden", rule)?;
     let id = muon.add_param(hidden, ParamSpec::new("w", &SHAPE))?;
-    println!("{:?}\n{}", muon.device(), muon.plan()?);
+    println!("{:?}", muon.device());
+    println!("{}", muon.plan()?);
 
     let target: Vec<f32> = (0..LEN).map(|i| (i as f32 * 0.37).sin()).collect();
     let target = DeviceBuffer::from_slice(&target)?;

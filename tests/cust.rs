@@ -162,7 +162,7 @@ fn on_cust(producer: Producer, emulator: &Emulator) -> Option<Trace> {
     let Inputs { params, grads } = inputs();
     let mut w = DeviceBuffer::from_slice(&params[0]).unwrap();
     let mut v = DeviceBuffer::from_slice(&to_bits(&params[1])).unwrap();
-    let mut b = DeviceBuffer::from_slice(&params[2]).unwrap();
+    let b = DeviceBuffer::from_slice(&params[2]).unwrap();
     let g: Vec<_> = grads.iter().map(|g| DeviceBuffer::from_slice(g).unwrap()).collect();
     let mut trace = Vec::new();
     let mut graph = None;

@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use super::{Failure, Scale, median_ms, numbers};
 
 /// Bytes that a second of copying reads and writes.
-pub fn copies(stream: &Arc<CudaStream>, scale: Scale) -> Result<f64, Failure> {
+pub(super) fn copies(stream: &Arc<CudaStream>, scale: Scale) -> Result<f64, Failure> {
     let bytes = scale.pick(1 << 30, 1 << 16);
     let from = stream.alloc_zeros::<u8>(bytes)?;
     let mut to = stream.alloc_zeros::<u8>(bytes)?;
@@ -25,7 +25,7 @@ pub fn copies(stream: &Arc<CudaStream>, scale: Scale) -> Result<f64, Failure> {
 }
 
 /// FLOP/s of one large square product with the iterate's inputs and f32 sums.
-pub fn products(
+pub(super) fn products(
     stream: &Arc<CudaStream>,
     precision: Precision,
     scale: Scale,
