@@ -57,7 +57,7 @@ impl StepOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepReport {
     /// Matrices that went through orthogonalization. A device may still skip those that are not finite: see
-    /// [`Muon::counters`].
+    /// [`Muon::counters`](crate::Muon::counters).
     pub orthogonalized: usize,
     /// Tensors under the AdamW rule.
     pub adamw: usize,

@@ -14,7 +14,7 @@ pub struct GroupId {
     pub(super) index: usize,
 }
 
-/// Names a registered parameter of one optimizer; never reused after [`Muon::remove_param`].
+/// Names a registered parameter of one optimizer; never reused after [`Muon::remove_param`](crate::Muon::remove_param).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ParamId {
     pub(super) owner: u64,
