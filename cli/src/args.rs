@@ -316,6 +316,11 @@ Spectra (--spectrum), for singular values k = 0, 1, … n−1:
   outliers:C:S     gaussian with C values S times its largest
   two-level:F:R    a fraction F of ones, the others R
   rank:F           gaussian of a fraction F of the rank
+  lognormal:S      logarithms normal, standard deviation S
+  product:S        a product of S square matrices of normal numbers
+  elbow:F:E        flat for a fraction F, then a power law of exponent E
+  staircase:L:D    L equal levels over D decades
+  noisy:E:R        power:E on a gaussian floor, its largest value R
 
 Examples:
   muon tune
