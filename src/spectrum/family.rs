@@ -1,9 +1,4 @@
 //! Analytic families of spectra, each with one short spelling.
-/// | `lognormal:S` | their logarithms normal with standard deviation S |
-/// | `product:S` | those of a product of S square matrices of independent normal numbers |
-/// | `elbow:F:E` | `1/√(1 + (q/F)^(2E))` at `q = (k + ½)/n`: flat for a fraction F, then a power law |
-/// | `staircase:L:D` | L levels of equal size, even in the logarithm over D decades |
-/// | `noisy:E:R` | `√((k + 1)^(−2E) + gaussian²)`, the largest gaussian one R: a signal on a floor of noise |
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,6 +21,11 @@ use crate::shape::MatrixShape;
 /// | `outliers:C:S` | gaussian, the first C of them S times the largest |
 /// | `two-level:F:R` | a fraction F of them 1, the others R |
 /// | `rank:F` | gaussian of a matrix with a fraction F of the rows, the others 0 |
+/// | `lognormal:S` | their logarithms normal with standard deviation S |
+/// | `product:S` | those of a product of S square matrices of independent normal numbers |
+/// | `elbow:F:E` | `1/√(1 + (q/F)^(2E))` at `q = (k + ½)/n`: flat for a fraction F, then a power law |
+/// | `staircase:L:D` | L levels of equal size, even in the logarithm over D decades |
+/// | `noisy:E:R` | `√((k + 1)^(−2E) + gaussian²)`, the largest gaussian one R: a signal on a floor of noise |
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum SpectrumFamily {
@@ -158,11 +158,9 @@ impl SpectrumFamily {
             Self::Gaussian | Self::Linear => return Ok(()),
             Self::Power { exponent: x } => ("the exponent", x, x >= 0.0),
             Self::Exponential { decades: x } => ("the number of decades", x, x >= 0.0),
-            Self::Product { factors: x } => (
-                "the number of factors, 1 to 16,",
-                f64::from(x),
-                (1..=16).contains(&x),
-            ),
+            Self::Product { factors: x } => {
+                ("the number of factors, 1 to 16,", f64::from(x), (1..=16).contains(&x))
+            }
             Self::Lognormal { deviation: x } => {
                 ("the deviation, in [0, 10],", x, (0.0..=10.0).contains(&x))
             }
@@ -244,7 +242,8 @@ impl FromStr for SpectrumFamily {
             "exponential" => Self::Exponential { decades: number("the number of decades")? },
             "linear" => Self::Linear,
             "outliers" => {
-                let count = whole(text, "the number of outliers", number("the number of outliers")?)?;
+                let count =
+                    whole(text, "the number of outliers", number("the number of outliers")?)?;
                 let count = usize::try_from(count).unwrap_or(usize::MAX);
                 Self::Outliers { count, strength: number("the strength")? }
             }
@@ -270,8 +269,18 @@ impl FromStr for SpectrumFamily {
             }
             _ => {
                 const KNOWN: [&str; 12] = [
-                    "gaussian", "power", "exponential", "linear", "outliers", "two-level", "rank", "lognormal",
-                    "product", "elbow", "staircase", "noisy",
+                    "gaussian",
+                    "power",
+                    "exponential",
+                    "linear",
+                    "outliers",
+                    "two-level",
+                    "rank",
+                    "lognormal",
+                    "product",
+                    "elbow",
+                    "staircase",
+                    "noisy",
                 ];
                 return Err(Error::unknown_name("spectrum family", name, KNOWN));
             }
@@ -373,8 +382,14 @@ mod tests {
         assert!((ratio(&elbow, 0, 7) - end(15.0) / end(1.0)).abs() < 1e-9);
         let stairs = values("staircase:3:2");
         // Eight values in three levels: 3, 3 and 2.
-        assert_eq!((ratio(&stairs, 0, 2), ratio(&stairs, 3, 5), ratio(&stairs, 6, 7)), (1.0, 1.0, 1.0));
-        assert!((ratio(&stairs, 0, 3) - 10.0).abs() < 1e-9 && (ratio(&stairs, 0, 7) - 100.0).abs() < 1e-9);
+        assert_eq!(
+            (ratio(&stairs, 0, 2), ratio(&stairs, 3, 5), ratio(&stairs, 6, 7)),
+            (1.0, 1.0, 1.0)
+        );
+        assert!(
+            (ratio(&stairs, 0, 3) - 10.0).abs() < 1e-9
+                && (ratio(&stairs, 0, 7) - 100.0).abs() < 1e-9
+        );
         let noisy = values("noisy:1:0.5");
         let last = (1.0f64 / 8.0).hypot(0.5 / ratio(&plain, 0, 7));
         assert!((ratio(&noisy, 0, 7) - 1.25f64.sqrt() / last).abs() < 1e-9);
