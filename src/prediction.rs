@@ -580,7 +580,7 @@ mod tests {
         for (name, precision) in [("tuned_bf16", Precision::Bf16), ("tuned_fp16", Precision::Fp16)]
         {
             let (low, high) = image(name, precision);
-            assert!(low >= 0.0 && high < 1.1, "{name} {low} {high}");
+            assert!(low >= 0.0 && high < 1.3, "{name} {low} {high}");
             // And all scalars there are between 0 and 1, rounded at every store.
             let schedule = preset(name).unwrap();
             let recipe = Recipe::new(&schedule, &Method::Standard).unwrap();

@@ -48,7 +48,8 @@ pub(super) fn gaussian(n: usize, m: usize) -> Vec<f64> {
     };
     let density = |theta: f64| {
         let l = lambda(theta);
-        if l < 1e-300 { 2.0 } else { theta.sin().powi(2) / l }
+        // sin²θ/λ at the hard edge of a square matrix, where λ → θ².
+        if l < 1e-300 { 1.0 } else { theta.sin().powi(2) / l }
     };
     quantiles(n, std::f64::consts::PI, density, |theta| lambda(theta).sqrt())
 }
@@ -110,7 +111,8 @@ mod tests {
     #[test]
     fn a_product_of_one_is_a_square_gaussian() {
         for (a, b) in product(64, 1).into_iter().zip(gaussian(64, 64)) {
-            assert!((a - b).abs() < 1e-6 * a, "{a} {b}");
+            // Linear between 8192 points of the cumulated densities, of different parameters.
+            assert!((a - b).abs() < 1e-5 * a, "{a} {b}");
         }
     }
 
@@ -140,8 +142,8 @@ mod tests {
         };
         let found = (matrix() * matrix()).singular_values().unwrap();
         let law = product(N, 2);
-        for k in [0, 20, 50, 100, 150] {
-            // Fluctuations of 1/n of the width 2.6 of the law, a few of them.
+        for k in [10, 20, 50, 100, 150] {
+            // Fluctuations of 1/n of the width 2.6 of the law, a few of them; the largest ones have more.
             assert!((found[k] - law[k]).abs() < 5.0 * 2.6 / 200.0, "{k}: {} {}", found[k], law[k]);
         }
     }
