@@ -93,6 +93,20 @@ fn a_study_writes_its_record_schedules_and_charts_and_is_reproducible() {
     ok(dir.path(), &tiny(&["--out", "c", "--seed", "1"]));
     assert_ne!(record(&dir.path().join("c"))["tuned"], found["tuned"]);
     ok(dir.path(), &["tune", "--check", "a/record.json"]);
+
+    // Families that are held out are reported and change nothing else.
+    fs::write(dir.path().join("held"), "# judged on\nlognormal:1\nproduct:2\n").unwrap();
+    ok(dir.path(), &tiny(&["--out", "d", "--held-out", "held"]));
+    let mut held = record(&dir.path().join("d"));
+    for e in ["tuned", "published"].iter().flat_map(|k| held[*k].as_array().unwrap().clone()) {
+        let errors = e["held_out"]["to_polar"].as_array();
+        assert!(errors.is_none_or(|e| e.len() == 2), "{e}");
+    }
+    for e in held["tuned"].as_array_mut().unwrap() {
+        assert!(e["held_out"].is_object());
+        e["held_out"] = Value::Null;
+    }
+    assert_eq!(held["tuned"], found["tuned"]);
 }
 
 /// The cost of a study by a roofline is the bound that `muon plan` prints for the schedule it found.
