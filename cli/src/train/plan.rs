@@ -154,20 +154,15 @@ fn check(config: &Config, lrs: &[f64]) -> Result<()> {
 fn kinds(args: &TrainArgs) -> Result<Vec<Kind>> {
     let all = [OptimizerName::GradientDescent, OptimizerName::Adamw, OptimizerName::Muon];
     let muon_only = [OptimizerName::Muon];
+    let named =
+        !args.schedule.is_empty() || !args.schedules.is_empty() || args.iterations.is_some();
     let wanted: &[OptimizerName] = match args.optimizer.as_slice() {
-        [] if args.schedule.is_empty()
-            && args.schedules.is_empty()
-            && args.iterations.is_none() =>
-        {
-            &all
-        }
+        [] if !named => &all,
         // Who names a schedule means Muon.
         [] => &muon_only,
         some => some,
     };
-    if !wanted.contains(&OptimizerName::Muon)
-        && !(args.schedule.is_empty() && args.schedules.is_empty() && args.iterations.is_none())
-    {
+    if named && !wanted.contains(&OptimizerName::Muon) {
         return Err(usage("--schedule, --schedules and --iterations belong to `--optimizer muon`"));
     }
     let mut kinds = Vec::new();

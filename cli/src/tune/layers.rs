@@ -99,7 +99,7 @@ pub(super) fn tune(args: &TuneArgs, deadline: Option<Instant>, notes: &Notes) ->
         let studied = study(layer, &args.out, super::jobs(args), until, notes)
             .with_context(|| format!("layer `{}`", layer.param))?;
         match studied {
-            Studied::Recorded(record) => done.push((layer, record)),
+            Studied::Recorded(record) => done.push((layer, *record)),
             Studied::Stopped => {
                 let out = args.out.display();
                 notes.say(&format!("stopped; go on with: muon tune --resume --out {out}"));
@@ -171,13 +171,13 @@ fn study(
     if out.join(RECORD).exists() {
         let record = Record::load(&out.join(RECORD))?;
         if record.complete && record.settings == layer.settings {
-            return Ok(Studied::Recorded(record));
+            return Ok(Studied::Recorded(Box::new(record)));
         }
     }
     let begin = if Journal::begun(&out.join(JOURNAL)) {
         Begin::Resume
     } else {
-        Begin::New(layer.settings.clone())
+        Begin::New(Box::new(layer.settings.clone()))
     };
     run(begin, &out, jobs, deadline, notes)
 }

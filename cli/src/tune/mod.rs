@@ -52,9 +52,10 @@ pub(crate) fn tune(args: &TuneArgs) -> Result<Ended> {
             args.out.display()
         )));
     }
-    let begin = if args.resume { Begin::Resume } else { Begin::New(Settings::new(args)?) };
+    let begin =
+        if args.resume { Begin::Resume } else { Begin::New(Box::new(Settings::new(args)?)) };
     let record = match run(begin, &args.out, jobs(args), deadline, &notes)? {
-        Studied::Recorded(record) => record,
+        Studied::Recorded(record) => *record,
         Studied::Stopped => {
             notes.say(&format!(
                 "stopped; go on with: muon tune --resume --out {}",

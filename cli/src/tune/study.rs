@@ -24,7 +24,7 @@ pub(super) const RECORD: &str = "record.json";
 #[derive(Debug)]
 pub(super) enum Begin {
     /// Afresh, over what is in the directory.
-    New(Settings),
+    New(Box<Settings>),
     /// Where its journal ends.
     Resume,
 }
@@ -33,7 +33,7 @@ pub(super) enum Begin {
 #[derive(Debug)]
 pub(super) enum Studied {
     /// Everything is written; the record says whether all work was done.
-    Recorded(Record),
+    Recorded(Box<Record>),
     /// The user asked to stop.
     Stopped,
 }
@@ -53,6 +53,7 @@ pub(super) fn run(
     let (mut journal, settings, before) = match begin {
         Begin::Resume => Journal::resume(&path)?,
         Begin::New(settings) => {
+            let settings = *settings;
             // What is wrong with the spectra or the constraints is found before anything is written.
             settings.spectra()?;
             candidates(&settings)?;
@@ -94,7 +95,7 @@ pub(super) fn run(
         settings,
     };
     write(&record, &spectra, out)?;
-    Ok(Studied::Recorded(record))
+    Ok(Studied::Recorded(Box::new(record)))
 }
 
 /// The Pareto front of what was found, measured.
