@@ -248,6 +248,7 @@ mod tests {
             change(&mut s);
             let spectra = s.spectra().unwrap();
             let score = Objective::new(&s, &spectra).score(&jordan, &Method::Standard).unwrap();
+            assert_eq!(score.feasible(), score.missed.total() == 0.0, "{score:?}");
             (score.feasible(), score.missed.to_string())
         };
         assert!(missed(&|_| ()).0);
