@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::devices::DeviceName;
 use crate::plan::shapes::Matrices;
 use crate::train::config::LrScheduleName;
+use crate::tune::cost::CostModel;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -96,6 +97,8 @@ Examples:
       on a text of your own, larger and longer
   muon train --schedule jordan --record-spectra spectra.jsonl
       record singular values of what is orthogonalized
+  muon train --schedule jordan --schedules muon-tune/schedules.toml
+      a schedule for each matrix, made by muon tune --per-layer from such a recording
   muon train --resume
       go on with the run in muon-run/
 
@@ -118,6 +121,11 @@ pub(crate) struct TrainArgs {
     /// SVD; repeat for several [default: classical_cubic, jordan, polar_express_5, nonic3_band12, exact]
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) schedule: Vec<String>,
+
+    /// Table of schedules by parameter (TOML; written by `muon tune --per-layer`): one row of Muon in the comparison; repeat
+    /// for several
+    #[arg(long, value_name = "FILE", conflicts_with = "iterations")]
+    pub(crate) schedules: Vec<PathBuf>,
 
     /// Iterations of each schedule, where its tail allows another number than its own
     #[arg(long, value_name = "N")]
@@ -208,8 +216,8 @@ pub(crate) struct TrainArgs {
 
     /// Go on with the job recorded in the output directory, exactly as it was started
     #[arg(long, conflicts_with_all = [
-        "optimizer", "schedule", "iterations", "lr", "head_lr", "lr_schedule", "weight_decay", "momentum", "steps",
-        "batch_size", "hidden", "seed", "seeds", "device", "precision", "threads", "lr_grid", "sweep", "task", "text",
+        "optimizer", "schedule", "schedules", "iterations", "lr", "head_lr", "lr_schedule", "weight_decay", "momentum",
+        "steps", "batch_size", "hidden", "seed", "seeds", "device", "precision", "threads", "lr_grid", "sweep", "task", "text",
         "width", "layers", "heads", "context",
     ])]
     pub(crate) resume: bool,
@@ -316,6 +324,11 @@ Spectra (--spectrum), for singular values k = 0, 1, … n−1:
   outliers:C:S     gaussian with C values S times its largest
   two-level:F:R    a fraction F of ones, the others R
   rank:F           gaussian of a fraction F of the rank
+  lognormal:S      logarithms normal, standard deviation S
+  product:S        a product of S square matrices of normal numbers
+  elbow:F:E        flat for a fraction F, then a power law of exponent E
+  staircase:L:D    L equal levels over D decades
+  noisy:E:R        power:E on a gaussian floor, its largest value R
 
 Examples:
   muon tune
@@ -324,6 +337,10 @@ Examples:
       three iterations of degree 9 for square matrices in fp16
   muon tune --spectra momentum.safetensors --time 300
       for the singular values of your own momenta (or a recording of them)
+  muon tune --spectra spectra.jsonl --per-layer --max-cost 60
+      a schedule for each parameter of a recording (muon train --record-spectra), for muon train --schedules
+  muon tune --cost roofline:h100 --size 1024
+      by the time that a step needs on an H100 at least, instead of FLOPs
   muon tune --max-cost 40 --band 0.7,1.3 --lower 2e-3
       the best that costs at most 40 n³ and ends everything from σ = 0.002 in that band
   muon tune --resume
@@ -354,6 +371,10 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) spectra: Vec<PathBuf>,
 
+    /// A study for each parameter of --spectra, of its own shape, and schedules.toml for `muon train --schedules`
+    #[arg(long)]
+    pub(crate) per_layer: bool,
+
     /// Families, one a line, that results are judged on and that the search does not see
     #[arg(long, value_name = "FILE")]
     pub(crate) held_out: Option<PathBuf>,
@@ -370,7 +391,12 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_enum, default_value = "standard", value_name = "NAME")]
     pub(crate) method: TuneMethodName,
 
-    /// Largest cost, in n³ FLOPs with symmetric products by one triangle
+    /// What schedules are priced by: flops (n³, symmetric products by one triangle), or roofline:PROFILE (microseconds below
+    /// which a step on one matrix of --size and --aspect cannot be; profiles as in `muon plan`)
+    #[arg(long, default_value = "flops", value_name = "MODEL")]
+    pub(crate) cost: CostModel,
+
+    /// Largest cost, in the unit of --cost
     #[arg(long, value_name = "N3")]
     pub(crate) max_cost: Option<f64>,
 
@@ -428,9 +454,10 @@ pub(crate) struct TuneArgs {
 
     /// Go on with the study recorded in the output directory, exactly as it was started
     #[arg(long, conflicts_with_all = [
-        "precision", "aspect", "size", "spectrum", "spectra", "held_out", "iterations", "degrees", "method", "max_cost",
+        "precision", "aspect", "size", "spectrum", "spectra", "held_out", "iterations", "degrees", "method", "cost",
+        "max_cost",
         "objective", "aggregate", "lower", "band", "min_safe_sigma", "max_slope", "no_rounding_safety", "seed",
-        "polish", "evaluations",
+        "polish", "evaluations", "per_layer",
     ])]
     pub(crate) resume: bool,
 

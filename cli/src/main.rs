@@ -8,6 +8,7 @@ mod devices;
 mod doctor;
 mod exit;
 mod files;
+mod glob;
 mod orthogonalize;
 mod plan;
 mod schedules;

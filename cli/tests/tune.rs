@@ -93,6 +93,51 @@ fn a_study_writes_its_record_schedules_and_charts_and_is_reproducible() {
     ok(dir.path(), &tiny(&["--out", "c", "--seed", "1"]));
     assert_ne!(record(&dir.path().join("c"))["tuned"], found["tuned"]);
     ok(dir.path(), &["tune", "--check", "a/record.json"]);
+
+    // Families that are held out are reported and change nothing else.
+    fs::write(dir.path().join("held"), "# judged on\nlognormal:1\nproduct:2\n").unwrap();
+    ok(dir.path(), &tiny(&["--out", "d", "--held-out", "held"]));
+    let mut held = record(&dir.path().join("d"));
+    for e in ["tuned", "published"].iter().flat_map(|k| held[*k].as_array().unwrap().clone()) {
+        let errors = e["held_out"]["to_polar"].as_array();
+        assert!(errors.is_none_or(|e| e.len() == 2), "{e}");
+    }
+    for e in held["tuned"].as_array_mut().unwrap() {
+        assert!(e["held_out"].is_object());
+        e["held_out"] = Value::Null;
+    }
+    assert_eq!(held["tuned"], found["tuned"]);
+}
+
+/// The cost of a study by a roofline is the bound that `muon plan` prints for the schedule it found.
+#[test]
+fn a_roofline_is_the_bound_of_the_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let cost = ["--cost", "roofline:a100", "--method", "any", "--precision", "f32", "--out", "a"];
+    let out = ok(dir.path(), &tiny(&cost)).out;
+    assert!(out.contains("µs on a100"), "{out}");
+    let found = record(&dir.path().join("a"));
+    assert_eq!(found["settings"]["cost"], "roofline:a100");
+    for e in found["tuned"].as_array().unwrap() {
+        let file = format!("a/{}.toml", e["name"].as_str().unwrap());
+        let groups: Vec<String> =
+            e["candidate"]["groups"].as_array().unwrap().iter().map(ToString::to_string).collect();
+        let groups = groups.join(",");
+        let form = if groups.is_empty() { vec!["--standard"] } else { vec!["--gram", &groups] };
+        let plan = ["plan", "--matrix", "32x64", "--schedule", &file, "--precision", "f32"];
+        let more = ["--profile", "a100", "--json"];
+        let plan = ok(dir.path(), &[&plan[..], &more, &form].concat()).out;
+        let plan: Value = serde_json::from_str(&plan).unwrap();
+        let bound = 1e3 * plan["bound"]["step_ms"].as_f64().unwrap();
+        let cost = e["cost"].as_f64().unwrap();
+        assert!((bound / cost - 1.0).abs() < 1e-12, "{bound} {e}");
+    }
+    ok(dir.path(), &["tune", "--check", "a/record.json"]);
+    // A record of another device does not hold: its costs are others.
+    let text = fs::read_to_string(dir.path().join("a/record.json")).unwrap();
+    fs::write(dir.path().join("b.json"), text.replace("roofline:a100", "roofline:h100")).unwrap();
+    let said = muon(dir.path(), &["tune", "--check", "b.json"]);
+    assert!(said.code == Some(1) && said.out.contains("cost is"), "{}{}", said.out, said.err);
 }
 
 #[test]
@@ -208,6 +253,9 @@ fn what_cannot_be_done_is_refused_before_anything_is_written() {
         (&["--time", "0"], 2, "a budget of 0 seconds"),
         (&["--evaluations", "0"], 2, "a budget of 0 evaluations"),
         (&["--max-cost", "3"], 2, "--max-cost"),
+        (&["--cost", "roofline:h1000"], 2, "known are h100"),
+        (&["--cost", "time"], 2, "roofline:PROFILE"),
+        (&["--cost", "roofline:h100", "--precision", "f64"], 2, "f32, bf16 or fp16"),
         (&["--aspect", "0.5"], 2, "--aspect"),
         (&["--band", "0.9"], 2, "--band takes two numbers"),
         (&["--resume", "--seed", "1"], 2, "cannot be used with"),

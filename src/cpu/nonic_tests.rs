@@ -63,51 +63,103 @@ fn run(recipe: &Recipe, precision: Precision, x: Vec<f32>) -> Vec<f32> {
     std::mem::take(&mut buffers.x[usize::from(recipe.result() == Iterate::X1)])
 }
 
+const CASES: [(&str, Precision, f64); 4] = [
+    ("nonic3_band12", Precision::Bf16, 0.1),
+    ("nonic3_band25", Precision::Bf16, 0.1),
+    ("nonic3_band12", Precision::Fp16, 0.02),
+    ("nonic3_band25", Precision::Fp16, 0.02),
+];
+
 #[test]
-fn degree_nine_keeps_its_bar_on_ill_conditioned_matrices() {
-    let schedules = ["nonic3_band12", "nonic3_band25"].map(|name| preset(name).unwrap());
-    let cases: Vec<_> = [(Precision::Bf16, 0.1), (Precision::Fp16, 0.02)]
-        .into_iter()
-        .flat_map(|case| schedules.iter().map(move |schedule| (schedule, case)))
-        .collect();
+fn degree_nine_keeps_its_bar_where_the_monomial_form_errs_ten_times_more() {
+    let cases = CASES.map(|(name, precision, bar)| (preset(name).unwrap(), precision, bar));
+    let mut worst = [0.0f64; 4];
+    let mut monomial = [0.0f64; 4];
     for text in SPECTRA {
         let matrix = spectrum(text).matrix(1);
-        for &(schedule, (precision, bar)) in &cases {
+        for (i, (schedule, precision, bar)) in cases.iter().enumerate() {
             let recipe = Recipe::new(schedule, &Method::Standard).unwrap();
-            let x = start(&matrix, schedule, precision);
+            let x = start(&matrix, schedule, *precision);
             let exact = exact(&x, schedule);
-            let error = distance(&run(&recipe, precision, x), &exact);
+            let error = distance(&run(&recipe, *precision, x.clone()), &exact);
             println!("{} {precision} {text}: {error:.4}", schedule.name());
             // Worst of the eight in numpy: 0.045 and 0.071 in bf16, 0.0056 and 0.0090 in fp16.
-            assert!(error <= bar, "{} {precision} {text}: {error}", schedule.name());
+            assert!(error <= *bar, "{} {precision} {text}: {error}", schedule.name());
+            worst[i] = worst[i].max(error);
+            // One of the spectra on which it is bad enough; a worst case is no smaller.
+            if text == "exponential:9" {
+                monomial[i] = distance(&monomial_on_the_iterate(schedule, *precision, &x), &exact);
+            }
         }
+    }
+    // In numpy: 0.97 and 1.2 in bf16, 0.13 and 0.17 in fp16; 22, 17, 23 and 19 times the worst of the other.
+    for ((worst, monomial), (name, precision, _)) in worst.into_iter().zip(monomial).zip(CASES) {
+        println!("{name} {precision}: completed square {worst:.4}, monomial {monomial:.3}");
+        assert!(monomial > 10.0 * worst, "{name} {precision}: {monomial} {worst}");
     }
 }
 
-/// `x ← p(x)` with the powers of `R` stored and summed with their coefficients (Paterson and Stockmeyer),
-/// two polynomials on the Gram matrix before the iterate is multiplied, as the factored groups (2, 1) do.
-fn monomial(schedule: &CoefficientSchedule, precision: Precision, x: &[f32]) -> Vec<f32> {
-    let n = SHAPE.rows;
-    let store = |m: &faer::Mat<f32>| {
-        faer::Mat::<f32>::from_fn(m.nrows(), m.ncols(), |i, j| precision.round(m[(i, j)]))
-    };
-    // Products of symmetric matrices: the lower triangle is formed and mirrored.
-    let symmetric = |m: &faer::Mat<f32>| {
-        let m = store(m);
-        faer::Mat::<f32>::from_fn(n, n, |i, j| m[(i.max(j), i.min(j))])
-    };
-    let mut x = faer::Mat::<f32>::from_fn(n, SHAPE.cols, |i, j| x[i * SHAPE.cols + j]);
+/// What an operation of a device stores.
+fn store(precision: Precision, m: &faer::Mat<f32>) -> faer::Mat<f32> {
+    faer::Mat::<f32>::from_fn(m.nrows(), m.ncols(), |i, j| precision.round(m[(i, j)]))
+}
+
+/// Products of symmetric matrices: the lower triangle is formed and mirrored.
+fn symmetric(precision: Precision, m: &faer::Mat<f32>) -> faer::Mat<f32> {
+    let m = store(precision, m);
+    faer::Mat::<f32>::from_fn(m.nrows(), m.nrows(), |i, j| m[(i.max(j), i.min(j))])
+}
+
+fn iterate(x: &[f32]) -> faer::Mat<f32> {
+    faer::Mat::<f32>::from_fn(SHAPE.rows, SHAPE.cols, |i, j| x[i * SHAPE.cols + j])
+}
+
+fn row_major(x: &faer::Mat<f32>) -> Vec<f32> {
+    (0..SHAPE.len()).map(|k| x[(k / SHAPE.cols, k % SHAPE.cols)]).collect()
+}
+
+fn coefficients(p: &crate::coefficients::OddPolynomial) -> [f32; 5] {
+    let c: Vec<f32> = p.coefficients().iter().map(|c| super::narrow(*c)).collect();
+    c.try_into().unwrap()
+}
+
+/// `p(X) = a·X + b·RX + c·R²X + d·R³X + e·R⁴X`, each power of the iterate stored: the definition, as it stands.
+fn monomial_on_the_iterate(
+    schedule: &CoefficientSchedule,
+    precision: Precision,
+    x: &[f32],
+) -> Vec<f32> {
+    let mut x = iterate(x);
+    for p in schedule.polynomials() {
+        let r = symmetric(precision, &(&x * x.transpose()));
+        let c = coefficients(p);
+        let mut power = x.clone();
+        let mut sum = &x * faer::Scale(c[0]);
+        for c in &c[1..] {
+            power = store(precision, &(&r * &power));
+            sum += &power * faer::Scale(*c);
+        }
+        x = store(precision, &sum);
+    }
+    row_major(&x)
+}
+
+/// `S = b·R + c·R² + d·R³ + e·R⁴` of stored powers, two polynomials on the Gram matrix before the iterate is multiplied,
+/// as the factored groups (2, 1) do.
+fn monomial_in_groups(schedule: &CoefficientSchedule, precision: Precision, x: &[f32]) -> Vec<f32> {
+    let symmetric = |m: &faer::Mat<f32>| symmetric(precision, m);
+    let mut x = iterate(x);
     for (g, group) in
         [&schedule.polynomials()[..2], &schedule.polynomials()[2..]].iter().enumerate()
     {
         let mut r = symmetric(&(&x * x.transpose()));
         let mut q: Option<(faer::Mat<f32>, f32)> = None;
         for (k, p) in group.iter().enumerate() {
-            let c: Vec<f32> = p.coefficients().iter().map(|c| super::narrow(*c)).collect();
+            let c = coefficients(p);
             let r2 = symmetric(&(&r * &r));
-            let high = store(&(&r2 * faer::Scale(c[4]) + &r * faer::Scale(c[3])));
-            let low = store(&(&r2 * faer::Scale(c[2]) + &r * faer::Scale(c[1])));
-            let s = symmetric(&(&r2 * &high + &low));
+            let (r3, r4) = (symmetric(&(&r2 * &r)), symmetric(&(&r2 * &r2)));
+            let low = &r * faer::Scale(c[1]) + &r2 * faer::Scale(c[2]);
+            let s = symmetric(&(low + &r3 * faer::Scale(c[3]) + &r4 * faer::Scale(c[4])));
             if k + 1 < group.len() {
                 let w = symmetric(&(&r * &s + &r * faer::Scale(c[0])));
                 r = symmetric(&(&s * &w + &w * faer::Scale(c[0])));
@@ -121,28 +173,32 @@ fn monomial(schedule: &CoefficientSchedule, precision: Precision, x: &[f32]) -> 
             });
         }
         let Some((s, a)) = q else { panic!("group {g} is empty") };
-        x = store(&(&s * &x + &x * faer::Scale(a)));
+        x = store(precision, &(&s * &x + &x * faer::Scale(a)));
     }
-    (0..SHAPE.len()).map(|k| x[(k / SHAPE.cols, k % SHAPE.cols)]).collect()
+    row_major(&x)
 }
 
 #[test]
-fn the_monomial_form_exceeds_the_bar_ten_times() {
-    let outlier = "two-level:0.001:0.003";
+fn in_gram_groups_the_monomial_form_exceeds_the_bar_itself_ten_times() {
+    let outlier = spectrum("two-level:0.001:0.003").matrix(1);
     let groups = Method::Gram { groups: vec![2, 1] };
-    // In groups (2, 1), where degree 9 saves most. In numpy: 8e7 against 0.085, and 971 against 0.019.
-    for (name, precision, bar) in
-        [("nonic3_band12", Precision::Bf16, 0.1), ("nonic3_band25", Precision::Fp16, 0.02)]
-    {
+    // In groups (2, 1), where degree 9 saves most. In numpy: 3e10 against 0.044, 2e11 against 0.045, 1.7e3 against
+    // 0.0059. Only band12 in fp16 stays below ten times the bar: 0.093, 16 times its error.
+    for (name, precision, bar) in CASES {
         let schedule = preset(name).unwrap();
         let recipe = Recipe::new(&schedule, &groups).unwrap();
-        let x = start(&spectrum(outlier).matrix(1), &schedule, precision);
+        let x = start(&outlier, &schedule, precision);
         let exact = exact(&x, &schedule);
         let factored = distance(&run(&recipe, precision, x.clone()), &exact);
-        let monomial = distance(&monomial(&schedule, precision, &x), &exact);
-        println!("{name} {precision}: factored {factored:.4}, monomial {monomial:.3e}");
+        let monomial = distance(&monomial_in_groups(&schedule, precision, &x), &exact);
+        println!("{name} {precision}: completed square {factored:.4}, monomial {monomial:.3e}");
         assert!(factored <= bar, "{name} {precision}: {factored}");
+        let least = if (name, precision) == ("nonic3_band12", Precision::Fp16) {
+            10.0 * factored
+        } else {
+            10.0 * bar
+        };
         // A NaN is no number at all, and so no small one.
-        assert!(monomial.is_nan() || monomial > 10.0 * bar, "{name} {precision}: {monomial}");
+        assert!(monomial.is_nan() || monomial > least, "{name} {precision}: {monomial}");
     }
 }

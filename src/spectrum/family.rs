@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Spectrum;
+use super::quantiles::{gaussian, lognormal, product};
 use crate::error::{Error, Result};
 use crate::shape::MatrixShape;
 
@@ -20,6 +21,11 @@ use crate::shape::MatrixShape;
 /// | `outliers:C:S` | gaussian, the first C of them S times the largest |
 /// | `two-level:F:R` | a fraction F of them 1, the others R |
 /// | `rank:F` | gaussian of a matrix with a fraction F of the rows, the others 0 |
+/// | `lognormal:S` | their logarithms normal with standard deviation S |
+/// | `product:S` | those of a product of S square matrices of independent normal numbers |
+/// | `elbow:F:E` | `1/√(1 + (q/F)^(2E))` at `q = (k + ½)/n`: flat for a fraction F, then a power law |
+/// | `staircase:L:D` | L levels of equal size, even in the logarithm over D decades |
+/// | `noisy:E:R` | `√((k + 1)^(−2E) + gaussian²)`, the largest gaussian one R: a signal on a floor of noise |
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum SpectrumFamily {
@@ -56,6 +62,37 @@ pub enum SpectrumFamily {
         /// Rank over short side, in (0, 1]; at least rank 1.
         fraction: f64,
     },
+    /// Logarithms that are normal.
+    Lognormal {
+        /// Standard deviation of the natural logarithm, in [0, 10].
+        deviation: f64,
+    },
+    /// A product of square Gaussian matrices: the Fuss–Catalan law.
+    Product {
+        /// How many, 1 to 16.
+        factors: u32,
+    },
+    /// Flat, then a power law.
+    Elbow {
+        /// Where it bends, as a fraction of the short side, in (0, 1].
+        fraction: f64,
+        /// Of the power law, at least 0.
+        exponent: f64,
+    },
+    /// Several levels of equal size.
+    Staircase {
+        /// How many, at least 2; at most the short side takes effect.
+        levels: u32,
+        /// Between the first and the last, at least 0.
+        decades: f64,
+    },
+    /// A power law on a Gaussian floor.
+    Noisy {
+        /// Of the power law, at least 0.
+        exponent: f64,
+        /// Largest value of the floor over that of the power law, in [0, 1].
+        floor: f64,
+    },
 }
 
 impl SpectrumFamily {
@@ -91,6 +128,27 @@ impl SpectrumFamily {
                 values.resize(n, 0.0);
                 values
             }
+            Self::Lognormal { deviation } => lognormal(n, deviation),
+            Self::Product { factors } => product(n, factors),
+            Self::Elbow { fraction, exponent } => (0..n)
+                .map(|k| {
+                    let quantile = (index(k) + 0.5) / index(n);
+                    (1.0 + (quantile / fraction).powf(2.0 * exponent)).sqrt().recip()
+                })
+                .collect(),
+            Self::Staircase { levels, decades } => {
+                let last = f64::from(levels - 1);
+                let level = |k: usize| (index(k) * f64::from(levels) / index(n)).floor().min(last);
+                (0..n).map(|k| 10f64.powf(-decades * level(k) / last)).collect()
+            }
+            Self::Noisy { exponent, floor } => {
+                let noise = gaussian(n, shape.long());
+                let largest = noise.first().copied().unwrap_or(1.0);
+                (0..n)
+                    .zip(noise)
+                    .map(|(k, x)| index(k + 1).powf(-exponent).hypot(floor * x / largest))
+                    .collect()
+            }
         };
         Spectrum::new(self.to_string(), shape, values)
     }
@@ -100,12 +158,31 @@ impl SpectrumFamily {
             Self::Gaussian | Self::Linear => return Ok(()),
             Self::Power { exponent: x } => ("the exponent", x, x >= 0.0),
             Self::Exponential { decades: x } => ("the number of decades", x, x >= 0.0),
+            Self::Product { factors: x } => {
+                ("the number of factors, 1 to 16,", f64::from(x), (1..=16).contains(&x))
+            }
+            Self::Lognormal { deviation: x } => {
+                ("the deviation, in [0, 10],", x, (0.0..=10.0).contains(&x))
+            }
+            Self::Elbow { exponent: x, .. } if x < 0.0 || !x.is_finite() => {
+                ("the exponent", x, false)
+            }
+            Self::Staircase { levels: x, .. } if x < 2 => {
+                ("the number of levels, at least 2,", f64::from(x), false)
+            }
+            Self::Staircase { decades: x, .. } => ("the number of decades", x, x >= 0.0),
+            Self::Noisy { floor: x, .. } if !(0.0..=1.0).contains(&x) => {
+                ("the floor, in [0, 1],", x, false)
+            }
+            Self::Noisy { exponent: x, .. } => ("the exponent", x, x >= 0.0),
             Self::Outliers { count: 0, .. } => ("the number of outliers", 0.0, false),
             Self::Outliers { strength: x, .. } => ("the strength, at least 1,", x, x >= 1.0),
             Self::TwoLevel { ratio: x, .. } if !(0.0..=1.0).contains(&x) => {
                 ("the ratio, in [0, 1],", x, false)
             }
-            Self::TwoLevel { fraction: x, .. } | Self::Rank { fraction: x } => {
+            Self::TwoLevel { fraction: x, .. }
+            | Self::Rank { fraction: x }
+            | Self::Elbow { fraction: x, .. } => {
                 ("the fraction, in (0, 1],", x, x > 0.0 && x <= 1.0)
             }
         };
@@ -126,47 +203,6 @@ fn share(fraction: f64, n: usize) -> usize {
     ((fraction * n as f64).round() as usize).clamp(1.min(n), n)
 }
 
-/// Quantiles at `(k + ½)/n` of the singular values of an `n × m` matrix of normal numbers of variance
-/// `1/m`, descending.
-///
-/// With `y = n/m` the squares follow the Marchenko–Pastur law on `[(1 − √y)², (1 + √y)²]`; at
-/// `λ = 1 + y − 2√y·cos θ` its density in `θ` is `2·sin²θ/(πλ)`, which is smooth, and `(1 + cos θ)/π` for
-/// a square matrix.
-fn gaussian(n: usize, m: usize) -> Vec<f64> {
-    const STEPS: u32 = 8192;
-    let y = n as f64 / m as f64;
-    let lambda = |theta: f64| {
-        // 1 + y − 2√y·cos θ without the cancellation near θ = 0.
-        let half = (0.5 * theta).sin();
-        (1.0 - y.sqrt()).powi(2) + 4.0 * y.sqrt() * half * half
-    };
-    let density = |theta: f64| {
-        let l = lambda(theta);
-        if l < 1e-300 { 2.0 } else { theta.sin().powi(2) / l }
-    };
-    let step = std::f64::consts::PI / f64::from(STEPS);
-    let mut cumulative = Vec::with_capacity(STEPS as usize + 1);
-    let (mut sum, mut before) = (0.0, density(0.0));
-    cumulative.push(0.0);
-    for i in 1..=STEPS {
-        let now = density(f64::from(i) * step);
-        sum += 0.5 * (before + now);
-        before = now;
-        cumulative.push(sum);
-    }
-    let mut values: Vec<f64> = (0..n)
-        .map(|k| {
-            let wanted = sum * (k as f64 + 0.5) / n as f64;
-            let i = cumulative.partition_point(|c| *c < wanted).max(1);
-            let (low, high) = (cumulative[i - 1], cumulative[i.min(cumulative.len() - 1)]);
-            let part = if high > low { (wanted - low) / (high - low) } else { 0.0 };
-            lambda(((i - 1) as f64 + part) * step).sqrt()
-        })
-        .collect();
-    values.reverse();
-    values
-}
-
 impl fmt::Display for SpectrumFamily {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -177,6 +213,11 @@ impl fmt::Display for SpectrumFamily {
             Self::Outliers { count, strength } => write!(f, "outliers:{count}:{strength}"),
             Self::TwoLevel { fraction, ratio } => write!(f, "two-level:{fraction}:{ratio}"),
             Self::Rank { fraction } => write!(f, "rank:{fraction}"),
+            Self::Lognormal { deviation } => write!(f, "lognormal:{deviation}"),
+            Self::Product { factors } => write!(f, "product:{factors}"),
+            Self::Elbow { fraction, exponent } => write!(f, "elbow:{fraction}:{exponent}"),
+            Self::Staircase { levels, decades } => write!(f, "staircase:{levels}:{decades}"),
+            Self::Noisy { exponent, floor } => write!(f, "noisy:{exponent}:{floor}"),
         }
     }
 }
@@ -201,27 +242,46 @@ impl FromStr for SpectrumFamily {
             "exponential" => Self::Exponential { decades: number("the number of decades")? },
             "linear" => Self::Linear,
             "outliers" => {
-                let count = number("the number of outliers")?;
-                if !(1.0..=1e9).contains(&count) || count.fract() != 0.0 {
-                    return Err(Error::invalid_config(format!(
-                        "spectrum `{text}`: the number of outliers is a whole number of at least 1"
-                    )));
-                }
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "a whole number of at most 1e9"
-                )]
-                let count = count as usize;
+                let count =
+                    whole(text, "the number of outliers", number("the number of outliers")?)?;
+                let count = usize::try_from(count).unwrap_or(usize::MAX);
                 Self::Outliers { count, strength: number("the strength")? }
             }
             "two-level" => {
                 Self::TwoLevel { fraction: number("the fraction")?, ratio: number("the ratio")? }
             }
             "rank" => Self::Rank { fraction: number("the fraction")? },
+            "lognormal" => Self::Lognormal { deviation: number("the deviation")? },
+            "product" => {
+                let what = "the number of factors";
+                Self::Product { factors: whole(text, what, number(what)?)? }
+            }
+            "elbow" => {
+                Self::Elbow { fraction: number("the fraction")?, exponent: number("the exponent")? }
+            }
+            "staircase" => {
+                let what = "the number of levels";
+                let levels = whole(text, what, number(what)?)?;
+                Self::Staircase { levels, decades: number("the number of decades")? }
+            }
+            "noisy" => {
+                Self::Noisy { exponent: number("the exponent")?, floor: number("the floor")? }
+            }
             _ => {
-                const KNOWN: [&str; 7] =
-                    ["gaussian", "power", "exponential", "linear", "outliers", "two-level", "rank"];
+                const KNOWN: [&str; 12] = [
+                    "gaussian",
+                    "power",
+                    "exponential",
+                    "linear",
+                    "outliers",
+                    "two-level",
+                    "rank",
+                    "lognormal",
+                    "product",
+                    "elbow",
+                    "staircase",
+                    "noisy",
+                ];
                 return Err(Error::unknown_name("spectrum family", name, KNOWN));
             }
         };
@@ -231,6 +291,15 @@ impl FromStr for SpectrumFamily {
         family.check()?;
         Ok(family)
     }
+}
+
+/// A parameter that counts something.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, 1 to 1e9")]
+fn whole(text: &str, what: &str, number: f64) -> Result<u32> {
+    if (1.0..=1e9).contains(&number) && number.fract() == 0.0 {
+        return Ok(number as u32);
+    }
+    Err(Error::invalid_config(format!("spectrum `{text}`: {what} is a whole number of at least 1")))
 }
 
 #[cfg(test)]
@@ -253,6 +322,11 @@ mod tests {
             "outliers:2:10",
             "two-level:0.5:0",
             "rank:0.25",
+            "lognormal:1.5",
+            "product:2",
+            "elbow:0.1:2",
+            "staircase:3:2",
+            "noisy:1:0.03",
         ] {
             let family: SpectrumFamily = text.parse().unwrap();
             assert_eq!(family.to_string(), text);
@@ -272,6 +346,16 @@ mod tests {
             "two-level:0.5:2",
             "rank:2",
             "rank:0",
+            "lognormal:-1",
+            "product:0",
+            "product:1.5",
+            "product:17",
+            "elbow:0:1",
+            "elbow:0.1:-1",
+            "staircase:1:2",
+            "staircase:3:-1",
+            "noisy:-1:0.1",
+            "noisy:1:1.5",
         ] {
             assert!(wrong.parse::<SpectrumFamily>().is_err(), "{wrong}");
         }
@@ -292,6 +376,23 @@ mod tests {
         assert!(low[1] > 0.0 && low[2..] == [0.0; 6]);
         let (spiked, plain) = (values("outliers:1:10"), values("gaussian"));
         assert!((ratio(&spiked, 0, 1) / ratio(&plain, 0, 1) - 10.0).abs() < 1e-12);
+        // q/F is 1/16/0.1 and 15/16/0.1 at the ends.
+        let elbow = values("elbow:0.1:2");
+        let end = |q: f64| (1.0 + (q / 1.6f64).powi(4)).sqrt();
+        assert!((ratio(&elbow, 0, 7) - end(15.0) / end(1.0)).abs() < 1e-9);
+        let stairs = values("staircase:3:2");
+        // Eight values in three levels: 3, 3 and 2.
+        assert_eq!(
+            (ratio(&stairs, 0, 2), ratio(&stairs, 3, 5), ratio(&stairs, 6, 7)),
+            (1.0, 1.0, 1.0)
+        );
+        assert!(
+            (ratio(&stairs, 0, 3) - 10.0).abs() < 1e-9
+                && (ratio(&stairs, 0, 7) - 100.0).abs() < 1e-9
+        );
+        let noisy = values("noisy:1:0.5");
+        let last = (1.0f64 / 8.0).hypot(0.5 / ratio(&plain, 0, 7));
+        assert!((ratio(&noisy, 0, 7) - 1.25f64.sqrt() / last).abs() < 1e-9);
     }
 
     /// Quantiles against the singular values of an actual Gaussian matrix.

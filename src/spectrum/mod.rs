@@ -5,6 +5,7 @@
 //! matrix after normalisation by the Frobenius norm, which is all a schedule sees of it.
 
 mod family;
+mod quantiles;
 mod record;
 mod source;
 

@@ -17,6 +17,7 @@ use self::measure::{Errors, Exact};
 use crate::args::{OrthogonalizeArgs, PrecisionName};
 use crate::devices::DeviceName;
 use crate::exit::{Ended, usage};
+use crate::glob::matches;
 use crate::tables::table;
 use crate::terminal::Notes;
 
@@ -251,25 +252,6 @@ fn narrow(x: f64) -> f32 {
     x as f32
 }
 
-/// Whether `*` (anything) and `?` (one character) in the glob can stand for the rest of the name.
-fn matches(glob: &str, name: &str) -> bool {
-    let (glob, name): (Vec<char>, Vec<char>) = (glob.chars().collect(), name.chars().collect());
-    // reachable[i]: the first i characters of the name are matched by the glob so far.
-    let mut reachable = vec![false; name.len() + 1];
-    reachable[0] = true;
-    for g in glob {
-        let before = reachable.clone();
-        for i in 0..=name.len() {
-            reachable[i] = match g {
-                '*' => before[i] || (i > 0 && reachable[i - 1]),
-                '?' => i > 0 && before[i - 1],
-                c => i > 0 && before[i - 1] && name[i - 1] == c,
-            };
-        }
-    }
-    reachable[name.len()]
-}
-
 fn report(args: &OrthogonalizeArgs, treated: &[Treated]) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     if args.json {
@@ -297,25 +279,4 @@ fn report(args: &OrthogonalizeArgs, treated: &[Treated]) -> Result<()> {
          relative Frobenius distance to the polar factor by SVD. Of several matrices the worst."
     )?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches;
-
-    #[test]
-    fn globs() {
-        for (glob, name, expected) in [
-            ("*", "", true),
-            ("", "a", false),
-            ("*.weight", "h.0.attn.weight", true),
-            ("*.weight", "h.0.attn.bias", false),
-            ("h.?.*t*", "h.3.attn", true),
-            ("h.?.*t*", "h.13.attn", false),
-            ("a*b*c", "aXbYbZc", true),
-            ("a*b*c", "aXbYbZ", false),
-        ] {
-            assert_eq!(matches(glob, name), expected, "{glob} {name}");
-        }
-    }
 }

@@ -8,12 +8,12 @@ use std::io::Write as _;
 
 use anyhow::Result;
 use muon_cuda::{
-    Bf16Params, CoefficientSchedule, CostInputs, Dtype, MethodChoice, MuonConfig, MuonRule,
-    Orthogonalizer, Plan, StepCost,
+    Bf16Params, CoefficientSchedule, CostInputs, Dtype, MatrixShape, MethodChoice, MuonConfig,
+    MuonRule, Orthogonalizer, Plan, Precision, StepCost,
 };
 use serde_json::{Value, json};
 
-use self::profiles::{PROFILES, Profile};
+pub(crate) use self::profiles::Profile;
 use self::shapes::Shapes;
 use crate::args::PlanArgs;
 use crate::exit::{Ended, usage};
@@ -24,14 +24,7 @@ use crate::tables::table;
 /// # Errors
 /// Of the arguments, the file, or a schedule that the precision makes unsafe.
 pub(crate) fn plan(args: &PlanArgs) -> Result<Ended> {
-    let Some(profile) = PROFILES.iter().find(|p| p.name == args.profile) else {
-        let known: Vec<_> = PROFILES.iter().map(|p| p.name).collect();
-        return Err(usage(format!(
-            "no device profile `{}`; known are {}",
-            args.profile,
-            known.join(", ")
-        )));
-    };
+    let profile = Profile::named(&args.profile).map_err(usage)?;
     let shapes = shapes::shapes(args)?;
     let rule = MuonRule {
         orthogonalizer: Orthogonalizer::Polynomial {
@@ -81,6 +74,32 @@ fn method(args: &PlanArgs) -> MethodChoice {
     } else {
         MethodChoice::Auto
     }
+}
+
+/// The bound on a step on one matrix, seconds: bf16 gradient, f32 momentum and parameter, as `muon plan` has them unless
+/// told otherwise.
+///
+/// # Errors
+/// A schedule that the precision makes unsafe; a method that does not fit it.
+pub(crate) fn bound_of_one(
+    shape: MatrixShape,
+    orthogonalizer: Orthogonalizer,
+    method: MethodChoice,
+    precision: Precision,
+    profile: &Profile,
+) -> Result<f64> {
+    let rule = MuonRule { orthogonalizer, method, ..MuonRule::default() };
+    let config = MuonConfig { precision, ..MuonConfig::default() };
+    let dimensions = [shape.rows, shape.cols];
+    let plan = Plan::for_shapes(&config, &rule, [(dimensions.as_slice(), 1)])?;
+    let cost = plan.cuda_cost(&CostInputs {
+        grad: Dtype::Bf16,
+        param: Dtype::F32,
+        momentum: config.momentum_dtype,
+        bf16_params: Bf16Params::Master,
+        adamw_elements: 0,
+    });
+    Ok(Bound::new(&plan, &cost, profile).step())
 }
 
 /// Times below which a step cannot be, in seconds.

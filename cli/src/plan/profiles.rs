@@ -4,7 +4,7 @@ use muon_cuda::Precision;
 use serde::Serialize;
 
 /// Ceilings of one GPU.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Profile {
     pub(crate) name: &'static str,
     /// Products of bf16 or fp16 with f32 sums, dense, FLOP/s.
@@ -17,13 +17,24 @@ pub(crate) struct Profile {
 }
 
 impl Profile {
+    /// The profile of that name.
+    ///
+    /// # Errors
+    /// None; the message lists them.
+    pub(crate) fn named(name: &str) -> Result<&'static Self, String> {
+        PROFILES.iter().find(|p| p.name == name).ok_or_else(|| {
+            let known: Vec<_> = PROFILES.iter().map(|p| p.name).collect();
+            format!("no device profile `{name}`; known are {}", known.join(", "))
+        })
+    }
+
     /// FLOP/s of products at a precision of the iterate.
     pub(crate) fn flops(&self, precision: Precision) -> f64 {
         if precision == Precision::F32 { self.f32_flops } else { self.half_flops }
     }
 }
 
-pub(crate) const PROFILES: [Profile; 4] = [
+static PROFILES: [Profile; 4] = [
     Profile {
         name: "h100",
         half_flops: 798e12,

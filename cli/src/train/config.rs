@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use muon_cuda::{
     CoefficientSchedule, LrSchedule, Normalization, OddPolynomial, Orthogonalizer, Tail,
 };
@@ -12,6 +12,7 @@ use super::text::TextId;
 use super::transformer::TransformerShape;
 use crate::args::PrecisionName;
 use crate::devices::DeviceName;
+use crate::glob::matches;
 
 /// A job: some optimizers, some seeds, one budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -144,6 +145,13 @@ pub(crate) enum Kind {
 pub(crate) enum MuonMethod {
     /// Exact polar factor.
     ExactSvd,
+    /// Each hidden matrix by its own.
+    PerLayer {
+        /// Name of the table.
+        name: String,
+        /// The first whose pattern matches a parameter decides.
+        layers: Vec<LayerMethod>,
+    },
     /// Polynomial iterations, written out so that a record needs no file beside it.
     Polynomials {
         /// Name of the schedule.
@@ -157,6 +165,15 @@ pub(crate) enum MuonMethod {
         /// Where the numbers come from.
         source: String,
     },
+}
+
+/// How parameters whose names match a pattern are orthogonalized.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LayerMethod {
+    /// `*` is anything, `?` one character.
+    pub(crate) param: String,
+    /// Not by layer again.
+    pub(crate) method: MuonMethod,
 }
 
 /// The schedule's rule for another number of iterations; part of what makes it the published one.
@@ -187,12 +204,26 @@ impl MuonMethod {
         }
     }
 
+    /// The method of one parameter, with the pattern that decided; `None` if none matches.
+    pub(crate) fn of_param(&self, param: &str) -> Option<(Option<&str>, &Self)> {
+        match self {
+            Self::PerLayer { layers, .. } => layers
+                .iter()
+                .find(|l| matches(&l.param, param))
+                .map(|l| (Some(l.param.as_str()), &l.method)),
+            Self::ExactSvd | Self::Polynomials { .. } => Some((None, self)),
+        }
+    }
+
     /// What the library calls it.
     ///
     /// # Errors
-    /// A record that was edited into something impossible.
+    /// A record that was edited into something impossible; a method by layer, which is several.
     pub(crate) fn orthogonalizer(&self) -> Result<Orthogonalizer> {
         match self {
+            Self::PerLayer { name, .. } => {
+                Err(anyhow!("`{name}`: schedules by layer within schedules by layer"))
+            }
             Self::ExactSvd => Ok(Orthogonalizer::ExactSvd),
             Self::Polynomials { name, polynomials, safety, tail, source } => {
                 let polynomials = polynomials
@@ -225,9 +256,10 @@ impl OptimizerConfig {
             Kind::AdamW => "adamw".into(),
             Kind::Muon { method: MuonMethod::ExactSvd } => "muon_exact_svd".into(),
             Kind::Muon { method: MuonMethod::Polynomials { name, polynomials, .. } } => {
-                let clean: String =
-                    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-                format!("muon_{clean}_{}", polynomials.len())
+                format!("muon_{}_{}", clean(name), polynomials.len())
+            }
+            Kind::Muon { method: MuonMethod::PerLayer { name, .. } } => {
+                format!("muon_{}_layers", clean(name))
             }
         }
     }
@@ -235,7 +267,9 @@ impl OptimizerConfig {
     /// The name of its coefficient schedule.
     pub(crate) fn schedule(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Muon { method: MuonMethod::Polynomials { name, .. } } => Some(name),
+            Kind::Muon {
+                method: MuonMethod::Polynomials { name, .. } | MuonMethod::PerLayer { name, .. },
+            } => Some(name),
             Kind::Muon { method: MuonMethod::ExactSvd } => Some("exact"),
             _ => None,
         }
@@ -254,11 +288,18 @@ impl fmt::Display for OptimizerConfig {
             Kind::GradientDescent => f.write_str("gradient descent"),
             Kind::AdamW => f.write_str("AdamW"),
             Kind::Muon { method: MuonMethod::ExactSvd } => f.write_str("Muon (exact SVD)"),
-            Kind::Muon { method: MuonMethod::Polynomials { name, .. } } => {
+            Kind::Muon {
+                method: MuonMethod::Polynomials { name, .. } | MuonMethod::PerLayer { name, .. },
+            } => {
                 write!(f, "Muon ({name})")
             }
         }
     }
+}
+
+/// As part of a file name.
+fn clean(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
 #[cfg(test)]

@@ -71,12 +71,12 @@ impl<D: Transfer> DeviceStepper<D> {
         let mut muon = Muon::new(device, config)?;
         let mut on_device = Vec::with_capacity(params.len());
         let orthogonalizes = assignments.iter().any(|a| a.rule.is_muon());
-        let mut groups: Vec<(&str, muon_cuda::GroupId)> = Vec::new();
+        let mut groups: Vec<(String, muon_cuda::GroupId)> = Vec::new();
         for (p, a) in params.iter().zip(assignments) {
             let group = match groups.iter().find(|(name, _)| *name == a.group) {
                 Some((_, id)) => *id,
                 None => {
-                    let id = muon.add_group(a.group, a.rule)?;
+                    let id = muon.add_group(&a.group, a.rule)?;
                     groups.push((a.group, id));
                     id
                 }

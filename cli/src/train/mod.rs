@@ -7,6 +7,7 @@ mod device_stepper;
 mod directory;
 mod grid;
 mod jobs;
+pub(crate) mod layer_schedules;
 mod metrics;
 mod model;
 mod optimizer;

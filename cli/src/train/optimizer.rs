@@ -1,6 +1,6 @@
 //! From a row of the comparison to steps: which rule each parameter gets, and who carries it out.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use muon_cuda::reference::{self, Matrix};
 use muon_cuda::spectrum::SpectrumRecord;
 use muon_cuda::{
@@ -8,15 +8,16 @@ use muon_cuda::{
     UpdateScale,
 };
 
-use super::config::{Config, Kind, OptimizerConfig};
+use super::config::{Config, Kind, MuonMethod, OptimizerConfig};
 use super::device_stepper::{DeviceStepper, Steps};
 use super::param::Param;
 use super::store::{Numbers, Stored, Tensors};
 use crate::devices::DeviceName;
+use crate::exit::usage;
 
 /// The rule of one parameter.
 pub(crate) struct Assignment {
-    pub(crate) group: &'static str,
+    pub(crate) group: String,
     pub(crate) rule: Rule,
     /// Two dimensions; a bias is a matrix of one row.
     pub(crate) shape: Vec<usize>,
@@ -27,14 +28,19 @@ fn assignments(row: &OptimizerConfig, params: &[Param]) -> Result<Vec<Assignment
         Rule::from(AdamWRule { lr, beta1, weight_decay: row.weight_decay, ..AdamWRule::default() })
     };
     let routing = RoutingRule::default();
+    if let Kind::Muon { method } = &row.kind {
+        check_layers(method, params, &routing)?;
+    }
     params
         .iter()
         .map(|p| {
             let hidden = routing.route(&p.name, &p.shape).muon;
             let (group, rule) = match &row.kind {
-                Kind::GradientDescent => ("all", Rule::from(gradient_descent(row))),
-                Kind::AdamW => ("all", adamw(row.lr, row.momentum)),
+                Kind::GradientDescent => ("all".to_owned(), Rule::from(gradient_descent(row))),
+                Kind::AdamW => ("all".to_owned(), adamw(row.lr, row.momentum)),
                 Kind::Muon { method } if hidden => {
+                    let (pattern, method) =
+                        method.of_param(&p.name).ok_or_else(|| undecided(&p.name))?;
                     let orthogonalizer = method.orthogonalizer()?;
                     let rule = MuonRule {
                         lr: row.lr,
@@ -43,9 +49,12 @@ fn assignments(row: &OptimizerConfig, params: &[Param]) -> Result<Vec<Assignment
                         orthogonalizer,
                         ..MuonRule::default()
                     };
-                    ("hidden", Rule::from(rule))
+                    let group = pattern.map_or("hidden".to_owned(), |p| format!("hidden, {p}"));
+                    (group, Rule::from(rule))
                 }
-                Kind::Muon { .. } => ("rest", adamw(row.adamw_lr, AdamWRule::default().beta1)),
+                Kind::Muon { .. } => {
+                    ("rest".to_owned(), adamw(row.adamw_lr, AdamWRule::default().beta1))
+                }
             };
             let shape = match *p.shape.as_slice() {
                 [n] if rule.is_muon() => vec![1, n],
@@ -54,6 +63,39 @@ fn assignments(row: &OptimizerConfig, params: &[Param]) -> Result<Vec<Assignment
             Ok(Assignment { group, rule, shape })
         })
         .collect()
+}
+
+/// Every hidden matrix has a pattern, and every pattern decides about one: what decides nothing is a misspelling.
+///
+/// # Errors
+/// Otherwise, with the names.
+fn check_layers(method: &MuonMethod, params: &[Param], routing: &RoutingRule) -> Result<()> {
+    let MuonMethod::PerLayer { name, layers } = method else { return Ok(()) };
+    let hidden: Vec<&str> = params
+        .iter()
+        .filter(|p| routing.route(&p.name, &p.shape).muon)
+        .map(|p| p.name.as_str())
+        .collect();
+    if let Some(param) = hidden.iter().find(|p| method.of_param(p).is_none()) {
+        return Err(undecided(param)).with_context(|| format!("schedules `{name}`"));
+    }
+    let decides = |pattern: &str| {
+        hidden.iter().any(|p| method.of_param(p).is_some_and(|(by, _)| by == Some(pattern)))
+    };
+    match layers.iter().find(|l| !decides(&l.param)) {
+        Some(layer) => Err(usage(format!(
+            "schedules `{name}`: the pattern `{}` decides about no hidden matrix; they are {}",
+            layer.param,
+            hidden.join(", ")
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn undecided(param: &str) -> anyhow::Error {
+    usage(format!(
+        "no pattern matches the hidden matrix `{param}`; add a row for it, or a last one for `*`"
+    ))
 }
 
 /// Plain gradient descent is Muon with the identity for an orthogonalizer and a sum for a momentum.

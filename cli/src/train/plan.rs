@@ -7,6 +7,7 @@ use muon_cuda::CoefficientSchedule;
 
 use super::config::{Config, Kind, MuonMethod, OptimizerConfig, Task};
 use super::defaults;
+use super::layer_schedules;
 use super::optimizer::Stepper;
 use super::text;
 use super::transformer::TransformerShape;
@@ -153,16 +154,16 @@ fn check(config: &Config, lrs: &[f64]) -> Result<()> {
 fn kinds(args: &TrainArgs) -> Result<Vec<Kind>> {
     let all = [OptimizerName::GradientDescent, OptimizerName::Adamw, OptimizerName::Muon];
     let muon_only = [OptimizerName::Muon];
+    let named =
+        !args.schedule.is_empty() || !args.schedules.is_empty() || args.iterations.is_some();
     let wanted: &[OptimizerName] = match args.optimizer.as_slice() {
-        [] if args.schedule.is_empty() && args.iterations.is_none() => &all,
+        [] if !named => &all,
         // Who names a schedule means Muon.
         [] => &muon_only,
         some => some,
     };
-    if !wanted.contains(&OptimizerName::Muon)
-        && (!args.schedule.is_empty() || args.iterations.is_some())
-    {
-        return Err(usage("--schedule and --iterations belong to `--optimizer muon`"));
+    if named && !wanted.contains(&OptimizerName::Muon) {
+        return Err(usage("--schedule, --schedules and --iterations belong to `--optimizer muon`"));
     }
     let mut kinds = Vec::new();
     for name in wanted {
@@ -170,13 +171,16 @@ fn kinds(args: &TrainArgs) -> Result<Vec<Kind>> {
             OptimizerName::GradientDescent => kinds.push(Kind::GradientDescent),
             OptimizerName::Adamw => kinds.push(Kind::AdamW),
             OptimizerName::Muon => {
-                let named: Vec<&str> = if args.schedule.is_empty() {
+                let named: Vec<&str> = if args.schedule.is_empty() && args.schedules.is_empty() {
                     defaults::schedules(precision(args).into()).to_vec()
                 } else {
                     args.schedule.iter().map(String::as_str).collect()
                 };
                 for schedule in named {
                     kinds.push(Kind::Muon { method: method(schedule, args.iterations)? });
+                }
+                for table in &args.schedules {
+                    kinds.push(Kind::Muon { method: layer_schedules::load(table)? });
                 }
             }
         }

@@ -175,6 +175,25 @@ mod tests {
     }
 
     #[test]
+    fn random_numbers_are_normal_and_those_of_their_seed() {
+        let draw = |seed| {
+            let mut random = Random::new(seed);
+            (0..20_000).map(|_| random.normal()).collect::<Vec<f64>>()
+        };
+        let x = draw(7);
+        let moment = |k: i32| x.iter().map(|x| x.powi(k)).sum::<f64>() / x.len() as f64;
+        // Deviations of these means are at most √96/√20000 = 0.07 (the fourth), 0.01 and 0.007 (second and first).
+        assert!(
+            moment(1).abs() < 0.03 && (moment(2) - 1.0).abs() < 0.04,
+            "{} {}",
+            moment(1),
+            moment(2)
+        );
+        assert!((moment(4) - 3.0).abs() < 0.3, "{}", moment(4));
+        assert!(x == draw(7) && x[..4] != draw(8)[..4]);
+    }
+
+    #[test]
     fn budgets_and_stops_are_kept() {
         let mut calls = 0;
         let best = minimise(&[1.0, 2.0], 0.1, 50, &mut Random::new(3), |x| {

@@ -43,6 +43,11 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Whether a study was begun there: a writer that was killed may have left a file without a whole line.
+    pub(crate) fn begun(path: &Path) -> bool {
+        std::fs::read(path).is_ok_and(|bytes| bytes.contains(&b'\n'))
+    }
+
     /// Goes on with a study. A last line that was cut off is removed: its work is done again.
     ///
     /// # Errors

@@ -248,6 +248,7 @@ mod tests {
             change(&mut s);
             let spectra = s.spectra().unwrap();
             let score = Objective::new(&s, &spectra).score(&jordan, &Method::Standard).unwrap();
+            assert_eq!(score.feasible(), score.missed.total() == 0.0, "{score:?}");
             (score.feasible(), score.missed.to_string())
         };
         assert!(missed(&|_| ()).0);
@@ -282,5 +283,47 @@ mod tests {
         assert!((value(&s) - 0.5288).abs() < 1e-3, "{}", value(&s));
         s.objective = ObjectiveName::Alignment;
         assert!(value(&s) > 0.0 && value(&s) < 1.0);
+    }
+
+    #[test]
+    fn the_slope_of_a_gram_group_is_the_product_within_it() {
+        let jordan = preset("jordan").unwrap();
+        // 3.4445 to the third power is 40.87, to the fifth 484.9.
+        for (groups, limit, kept) in [
+            (&[2, 3][..], 41.0, true),
+            (&[2, 3], 40.0, false),
+            (&[3, 2], 40.0, false),
+            (&[2, 2, 1], 12.0, true),
+            (&[5], 485.0, true),
+            (&[5], 484.0, false),
+        ] {
+            let mut s = settings();
+            s.max_slope = Some(limit);
+            let spectra = s.spectra().unwrap();
+            let method = Method::Gram { groups: groups.to_vec() };
+            let missed = Objective::new(&s, &spectra).missed_exactly(&jordan, &method);
+            assert_eq!(missed.total() == 0.0, kept, "{groups:?} {limit}: {missed:?}");
+        }
+    }
+
+    /// What is minimised has the rounding of the study's precision and method in it.
+    #[test]
+    fn scores_grow_with_the_rounding_errors() {
+        use crate::args::TunePrecisionName::{Bf16, F64, Fp16};
+        let schedule = preset("polar_express_5").unwrap();
+        let mut s = settings();
+        s.families = vec!["gaussian".into()];
+        let spectra = s.spectra().unwrap();
+        let value = |precision, method: &Method| {
+            let s = Settings { precision, ..s.clone() };
+            Objective::new(&s, &spectra).value(&schedule, method).unwrap()
+        };
+        let exact = value(F64, &Method::Standard);
+        let noise = |precision, method| value(precision, method).powi(2) - exact.powi(2);
+        let (bf16, fp16) = (noise(Bf16, &Method::Standard), noise(Fp16, &Method::Standard));
+        // First order: the noise is proportional to the roundoff, of which bf16 has eight times as much.
+        assert!(bf16 > 0.0 && (bf16 / fp16 / 64.0 - 1.0).abs() < 0.01, "{bf16} {fp16}");
+        let gram = noise(Bf16, &Method::Gram { groups: vec![5] });
+        assert!(gram > 2.0 * bf16, "one group rounds more: {gram} {bf16}");
     }
 }

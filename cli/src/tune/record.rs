@@ -41,7 +41,7 @@ pub(crate) struct Entry {
     /// Divisor of the Frobenius norm; absent for almost-orthogonal-layer scaling.
     pub(crate) norm_safety: Option<f64>,
     pub(crate) candidate: Candidate,
-    /// FLOPs in n³.
+    /// In the unit of the study's cost model.
     pub(crate) cost: f64,
     /// Objective of the study; absent where it cannot be predicted (almost-orthogonal-layer scaling).
     pub(crate) score: Option<f64>,
@@ -120,7 +120,7 @@ impl Entry {
             bench.as_ref().map(|b| b.measure(schedule, &method)).transpose()
         };
         Ok(Self {
-            cost: schedule.gemm_cost(&method, settings.aspect)?.symmetric,
+            cost: settings.cost.of(settings, &candidate.degrees, &method)?,
             score: score.filter(|s| s.is_finite()),
             slope: schedule.slope(),
             safe_sigma: schedule.safe_sigma(),
@@ -157,11 +157,12 @@ impl Entry {
     pub(crate) fn schedule(&self, settings: &Settings) -> Result<CoefficientSchedule> {
         let nameless = from_rows(&self.coefficients)?;
         let source = format!(
-            "muon tune: {}, {} method, aspect {}, {} n³, seed {}; objective {:.4}",
+            "muon tune: {}, {} method, aspect {}, {} {}, seed {}; objective {:.4}",
             settings.precision.name(),
             self.candidate.method(),
             settings.aspect,
             self.cost,
+            settings.cost.unit(),
             settings.seed,
             self.score.unwrap_or(f64::NAN),
         );
@@ -228,7 +229,7 @@ impl Record {
             if let Some(score) = entry.score {
                 compare("score", score, objective.value(&schedule, &method)?);
             }
-            let cost = schedule.gemm_cost(&method, self.settings.aspect)?.symmetric;
+            let cost = self.settings.cost.of(&self.settings, &entry.candidate.degrees, &method)?;
             compare("cost", entry.cost, cost);
             compare("slope", entry.slope, schedule.slope());
             compare("safe sigma", entry.safe_sigma, schedule.safe_sigma());

@@ -2,6 +2,7 @@
 
 use muon_cuda::{CoefficientSchedule, Spectrum};
 
+use super::cost::CostModel;
 use super::record::{Entry, Record};
 use super::search::front;
 use crate::args::ObjectiveName;
@@ -10,7 +11,8 @@ use crate::tables::table;
 
 /// What the columns mean.
 pub(crate) const LEGEND: &str = "\
-n³: floating-point operations over (short side)³, one triangle of each symmetric product. predicted: the study's\n\
+n³: floating-point operations over (short side)³, one triangle of each symmetric product; µs: the bound of `muon plan` on a\n\
+step on one matrix, products as executed and passes. predicted: the study's\n\
 objective under rounding. polar mean, worst: relative Frobenius distance to UVᵀ, measured on one matrix for each\n\
 spectrum, rounded at every store; held out: the worst on families the search did not see. one row: what rounding\n\
 can make of a single dominant row. A dash: does not apply, or the set does not survive this precision.";
@@ -21,7 +23,7 @@ pub(crate) fn print(record: &Record) -> String {
         "schedule",
         "degrees",
         "method",
-        "n³",
+        &record.settings.cost.unit(),
         "predicted",
         "polar mean",
         "polar worst",
@@ -35,7 +37,7 @@ pub(crate) fn print(record: &Record) -> String {
             e.name.clone(),
             e.candidate.degrees.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
             e.candidate.method().to_string(),
-            format!("{:.1}", e.cost),
+            format!("{:.*}", if record.settings.cost == CostModel::Flops { 1 } else { 4 }, e.cost),
             optional(e.score),
             optional(e.measured.as_ref().map(super::measure::Measured::mean)),
             optional(e.measured.as_ref().map(super::measure::Measured::worst)),
@@ -91,7 +93,16 @@ pub(crate) fn pareto(record: &Record) -> (Chart, Vec<Mark>) {
             objective_in_words(s.objective),
             record.spectra.len()
         ),
-        x: Axis { title: "FLOPs in n³".into(), range: (0.0, 1.05 * most), scale: Scale::Linear },
+        x: Axis {
+            title: match s.cost {
+                CostModel::Flops => "FLOPs in n³".into(),
+                CostModel::Roofline(_) => {
+                    format!("a step on one matrix, at least, in {}", s.cost.unit())
+                }
+            },
+            range: (0.0, 1.05 * most),
+            scale: Scale::Linear,
+        },
         y: Axis {
             title: objective_in_words(s.objective).into(),
             range: (low / 1.3, (high * 1.3).max(low * 1.4)),

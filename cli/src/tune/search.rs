@@ -341,6 +341,42 @@ fn run<T: Send>(
 mod tests {
     use super::*;
 
+    /// The start is the best of those whose rounding is looked at, and a polish is no worse than its start.
+    #[test]
+    fn starts_are_the_best_of_the_grid_and_polishes_improve_them() {
+        let settings = crate::tune::tests::settings();
+        let spectra = settings.spectra().unwrap();
+        let objective = Objective::new(&settings, &spectra);
+        let candidate = Candidate { degrees: vec![5, 3], groups: Vec::new() };
+        let (best, _) = start(&objective, &candidate).unwrap();
+        let (from, score) = best.unwrap();
+        let method = candidate.method();
+        let scored = |start: &Start| {
+            let schedule = candidate.start(start).ok()?;
+            let quick = objective.quick_score(&schedule, &method).unwrap();
+            let full = objective.score(&schedule, &method).unwrap();
+            full.feasible().then_some((quick.value, full.value))
+        };
+        let mut grid: Vec<(f64, f64)> = Start::grid().filter_map(|s| scored(&s)).collect();
+        grid.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let least = grid[..STARTS_SCORED].iter().map(|g| g.1).fold(f64::INFINITY, f64::min);
+        assert_eq!(score, least);
+        let stop = AtomicBool::new(false);
+        let limits = Limits { jobs: 1, deadline: None, stop: &stop };
+        let polish_of = |index, seed| {
+            let settings = Settings { seed, ..settings.clone() };
+            polish(&settings, &objective, index, &candidate, &from, &limits).unwrap().unwrap()
+        };
+        let (rows, polished, evaluations) = polish_of(3, 0);
+        assert!(polished < score && evaluations == settings.evaluations, "{polished} {score}");
+        // What is recorded is what the schedule scores, and it keeps the constraints.
+        let again = objective.score(&from_rows(&rows).unwrap(), &method).unwrap();
+        assert!(again.feasible() && again.value == polished, "{again:?} {polished}");
+        // A piece of work has random numbers of its own, decided by the study's seed and its number.
+        assert_eq!(polish_of(3, 0).0, rows);
+        assert!(polish_of(4, 0).0 != rows && polish_of(3, 1).0 != rows);
+    }
+
     #[test]
     fn fronts_and_layers() {
         let points = [(3.0, 0.1), (1.0, 0.5), (2.0, 0.5), (2.0, 0.3), (4.0, 0.2)];

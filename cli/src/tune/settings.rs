@@ -7,6 +7,8 @@ use muon_cuda::spectrum::{self, SpectrumFamily};
 use muon_cuda::{MatrixShape, Precision, Spectrum};
 use serde::{Deserialize, Serialize};
 
+use super::cost::CostModel;
+use super::layers::param_of;
 use crate::args::{AggregateName, ObjectiveName, TuneArgs, TuneMethodName, TunePrecisionName};
 use crate::exit::usage;
 
@@ -38,11 +40,18 @@ pub(crate) struct Settings {
     pub(crate) short: usize,
     pub(crate) families: Vec<String>,
     pub(crate) files: Vec<String>,
+    /// The parameter whose spectra of `files` count; all of them without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) layer: Option<String>,
     /// Of the values in `files`: a file that has changed is found out.
     pub(crate) fingerprint: u64,
     pub(crate) iterations: Vec<usize>,
     pub(crate) degrees: Vec<usize>,
     pub(crate) method: TuneMethodName,
+    /// Absent in records that are older than the choice.
+    #[serde(default)]
+    pub(crate) cost: CostModel,
+    /// In the unit of `cost`.
     pub(crate) max_cost: Option<f64>,
     pub(crate) objective: ObjectiveName,
     pub(crate) aggregate: AggregateName,
@@ -66,6 +75,11 @@ impl Settings {
     /// # Errors
     /// Arguments that contradict each other or cannot be met; files that do not read.
     pub(crate) fn new(args: &TuneArgs) -> Result<Self> {
+        if args.per_layer && args.spectra.is_empty() {
+            return Err(usage(
+                "--per-layer tunes for spectra of parameters; name their file with --spectra",
+            ));
+        }
         let families = match (&args.spectrum[..], &args.spectra[..]) {
             ([], []) => DEFAULT_SPECTRA.map(str::to_owned).to_vec(),
             (families, _) => families.to_vec(),
@@ -83,10 +97,12 @@ impl Settings {
             short: args.size,
             families,
             files: args.spectra.iter().map(|p| p.display().to_string()).collect(),
+            layer: None,
             fingerprint: 0,
             iterations: args.iterations.clone(),
             degrees: args.degrees.clone(),
             method: args.method,
+            cost: args.cost,
             max_cost: args.max_cost,
             objective: args.objective,
             aggregate: args.aggregate,
@@ -186,12 +202,35 @@ impl Settings {
         Ok(spectra)
     }
 
-    fn spectra_of_files(&self) -> Result<Vec<Spectrum>> {
+    /// Of the layer, if there is one.
+    ///
+    /// # Errors
+    /// Files that do not read or are empty.
+    pub(crate) fn spectra_of_files(&self) -> Result<Vec<Spectrum>> {
         let mut spectra = Vec::new();
         for file in &self.files {
             spectra.extend(spectrum::load(file)?);
         }
+        if let Some(layer) = &self.layer {
+            spectra.retain(|s| param_of(s.name()) == layer);
+        }
         Ok(spectra)
+    }
+
+    /// The same study for one parameter of that shape.
+    ///
+    /// # Errors
+    /// A shape that no study takes; files that no longer read.
+    pub(crate) fn for_layer(&self, param: &str, shape: MatrixShape) -> Result<Self> {
+        let mut settings = Self {
+            layer: Some(param.to_owned()),
+            short: shape.short(),
+            aspect: shape.long() as f64 / shape.short() as f64,
+            ..self.clone()
+        };
+        settings.check().with_context(|| format!("`{param}`, {shape}"))?;
+        settings.fingerprint = fingerprint(&settings.spectra_of_files()?);
+        Ok(settings)
     }
 }
 

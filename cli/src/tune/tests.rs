@@ -1,5 +1,6 @@
 //! Settings that the unit tests of this command begin with.
 
+use super::cost::CostModel;
 use super::settings::{Settings, VERSION};
 use crate::args::{AggregateName, ObjectiveName, TuneMethodName, TunePrecisionName};
 
@@ -11,10 +12,12 @@ pub(super) fn settings() -> Settings {
         short: 32,
         families: vec!["gaussian".into(), "power:1".into()],
         files: Vec::new(),
+        layer: None,
         fingerprint: 0xcbf2_9ce4_8422_2325,
         iterations: vec![2],
         degrees: vec![3, 5],
         method: TuneMethodName::Standard,
+        cost: CostModel::Flops,
         max_cost: None,
         objective: ObjectiveName::Error,
         aggregate: AggregateName::Mean,
