@@ -280,10 +280,14 @@ impl PreparedSchedule {
         // A schedule that is safe in exact arithmetic may still have no room for the rounding of its stores.
         let largest = method::largest_rounded(&schedule, precision)?;
         if largest > LARGEST_ROUNDED {
+            let tuned = match precision {
+                Precision::Fp16 => "tuned_fp16",
+                _ => "tuned_bf16",
+            };
             return Err(Error::invalid_config(format!(
                 "schedule `{}` diverges in {precision}: rounded at every store, a matrix that one row dominates can reach a \
                  singular value of {largest:.1e} (allowed: {LARGEST_ROUNDED}); use f32, or a schedule with room for \
-                 rounding such as `tuned_{precision}`",
+                 rounding such as `{tuned}`",
                 schedule.name()
             )));
         }

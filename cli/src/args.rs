@@ -185,8 +185,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate of the orthogonalization is stored in; 16 bit is emulated on the CPU [default: f32; bf16 on
-    /// CUDA]
+    /// What the iterate of the orthogonalization is stored in; all but f32 is emulated on the CPU [default: f32; bf16
+    /// on CUDA]
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) precision: Option<PrecisionName>,
 
@@ -550,7 +550,7 @@ pub(crate) struct OrthogonalizeArgs {
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate is stored in; 16 bit is emulated on the CPU [default: f32; bf16 on CUDA]
+    /// What the iterate is stored in; all but f32 is emulated on the CPU [default: f32; bf16 on CUDA]
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) precision: Option<PrecisionName>,
 
@@ -603,7 +603,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate is stored in; 16 bit is emulated on the CPU
+    /// What the iterate is stored in; all but f32 is emulated on the CPU
     #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
     pub(crate) precision: PrecisionName,
 
@@ -611,7 +611,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
     pub(crate) momentum_dtype: ElementName,
 
-    /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 0.02 bf16, 0.004 fp16, at least 0.01
+    /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 5e-3 tf32, 0.02 bf16, 0.004 fp16, at least 0.01
     /// with bf16 momentum; AdamW 1e-5]
     #[arg(long, value_name = "T")]
     pub(crate) tolerance: Option<f64>,
@@ -778,6 +778,8 @@ pub(crate) enum ElementName {
 pub(crate) enum PrecisionName {
     /// 32 bit.
     F32,
+    /// 32 bit, of which products read 10 bits of mantissa (NVIDIA's tensor cores).
+    Tf32,
     /// bfloat16, rounded at every store.
     Bf16,
     /// IEEE half, rounded at every store.
@@ -788,6 +790,7 @@ impl From<PrecisionName> for Precision {
     fn from(name: PrecisionName) -> Self {
         match name {
             PrecisionName::F32 => Self::F32,
+            PrecisionName::Tf32 => Self::Tf32,
             PrecisionName::Bf16 => Self::Bf16,
             PrecisionName::Fp16 => Self::Fp16,
         }

@@ -36,7 +36,8 @@ pub(crate) use execute::polar_factor_svd;
 ///
 /// # Numerics
 /// f32 with f64 norms; results are the same bits for every number of threads, batched or one by one. With
-/// [`Precision::Bf16`](crate::Precision::Bf16) or [`Precision::Fp16`](crate::Precision::Fp16) every store of the iterate is rounded where a GPU rounds.
+/// [`Precision::Bf16`](crate::Precision::Bf16) or [`Precision::Fp16`](crate::Precision::Fp16) every store of the iterate is rounded where a GPU rounds;
+/// with [`Precision::Tf32`](crate::Precision::Tf32) every operand of a product is.
 ///
 /// # Cost
 /// Workspace in f32 whatever the precision. After the first step nothing is allocated outside the matrix
@@ -223,7 +224,7 @@ impl Device for Cpu {
                     .map(|_| Slot {
                         buffers: match &bucket.treatment {
                             Treatment::Polynomial { recipe, .. } => {
-                                MatrixBuffers::new(recipe, bucket.shape)
+                                MatrixBuffers::new(recipe, bucket.shape, plan.precision())
                             }
                             _ => MatrixBuffers::direction_only(bucket.shape),
                         },

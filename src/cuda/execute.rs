@@ -26,7 +26,7 @@ pub(super) fn execute(
     let n = shape.short();
     let MatrixShape { rows, cols } = shape;
     let wide = shape.orientation() == Orientation::Wide;
-    let (input, output) = (slots.dtype, slots.dtype);
+    let (input, output, compute) = (slots.dtype, slots.dtype, slots.compute);
     let (x_stride, r_stride) = (slots.iterate_stride, slots.small_stride);
     let symmetric = SymmetricBatch { n, stride: r_stride, batch, dtype: slots.dtype };
     // Column-major, a wide row-major X is cols × rows with leading dimension cols, a tall one alike.
@@ -41,6 +41,7 @@ pub(super) fn execute(
         batch,
         input,
         output,
+        compute,
     };
     // (A·B)ᵀ = Bᵀ·Aᵀ: the operands change places.
     let square = Product {
@@ -54,6 +55,7 @@ pub(super) fn execute(
         batch,
         input,
         output,
+        compute,
     };
     // Wide: (Q·X)ᵀ = Xᵀ·Q; tall: (X·Q)ᵀ = Q·Xᵀ, with Q symmetric.
     let apply = Product {
@@ -67,6 +69,7 @@ pub(super) fn execute(
         batch,
         input,
         output,
+        compute,
     };
     let apply = if wide { apply } else { Product { ld: [n, cols, cols], ..apply } };
     for op in recipe.ops() {

@@ -34,7 +34,7 @@ pub(super) fn dtype_code(dtype: Dtype) -> u32 {
 /// The number of what an iterate is stored in.
 pub(super) fn precision_code(precision: Precision) -> u32 {
     match precision {
-        Precision::F32 => F32,
+        Precision::F32 | Precision::Tf32 => F32,
         Precision::Bf16 => BF16,
         Precision::Fp16 => F16,
     }

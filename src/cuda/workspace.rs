@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+use super::gemm::Compute;
 use super::memory::{Buffer, Room, Table};
 use super::table::{self, Matrix, Norm, Scalars};
 use crate::error::{Error, Result};
@@ -37,6 +38,8 @@ pub(super) struct Slots {
     pub(super) small_stride: usize,
     /// Element type.
     pub(super) dtype: u32,
+    /// How products read their operands.
+    pub(super) compute: Compute,
     /// Where the update is after orthogonalization.
     result: Iterate,
 }
@@ -100,6 +103,7 @@ impl Slots {
             iterate_stride,
             small_stride,
             dtype: table::precision_code(precision),
+            compute: Compute::of(precision),
             result,
         })
     }

@@ -20,6 +20,8 @@ fn launches_products_flops_and_bytes_are_those_of_the_plan() {
         ("jordan", MethodChoice::Gram(vec![3, 2]), Precision::Bf16, usize::MAX),
         ("jordan", MethodChoice::Gram(vec![3, 2]), Precision::F32, usize::MAX),
         ("nonic3_band12", MethodChoice::Standard, Precision::F32, usize::MAX),
+        ("jordan", MethodChoice::Standard, Precision::Tf32, usize::MAX),
+        ("jordan", MethodChoice::Gram(vec![3, 2]), Precision::Tf32, usize::MAX),
         // One matrix of a shape at a time: two chunks, the second of one bucket alone.
         ("polar_express_5", MethodChoice::Auto, Precision::Bf16, 1),
     ] {
