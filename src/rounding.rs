@@ -254,7 +254,7 @@ fn run<T: Real>(
                     })
                     .collect();
                 for (i, row) in small[r.0].chunks_mut(short).enumerate() {
-                    row.iter_mut().zip(&d).for_each(|(x, &dj)| *x = store(*x * d[i] * dj));
+                    row.iter_mut().zip(&d).for_each(|(x, &dj)| *x = store(*x * (d[i] * dj)));
                 }
                 for (row, &d) in iterates[index(x)].chunks_mut(long).zip(&d) {
                     row.iter_mut().for_each(|x| *x = store(*x * d));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use muon_cuda::{Dtype, Precision};
+use muon_cuda::{Dtype, Precision, SymmetricProducts};
 use serde::{Deserialize, Serialize};
 
 use crate::devices::DeviceName;
@@ -675,6 +675,10 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_enum, default_value = "bf16", value_name = "NAME")]
     pub(crate) precision: PrecisionName,
 
+    /// How symmetric products are formed: auto, full (fewest launches), or a number of strips of rows
+    #[arg(long, value_name = "auto|full|N", default_value = "auto", value_parser = symmetric)]
+    pub(crate) symmetric: SymmetricProducts,
+
     /// What gradients are stored in
     #[arg(long, value_enum, default_value = "bf16", value_name = "NAME")]
     pub(crate) grad_dtype: ElementName,
@@ -803,6 +807,16 @@ impl From<ElementName> for Dtype {
             ElementName::F32 => Self::F32,
             ElementName::Bf16 => Self::Bf16,
         }
+    }
+}
+
+fn symmetric(text: &str) -> Result<SymmetricProducts, String> {
+    match text {
+        "auto" => Ok(SymmetricProducts::Auto),
+        "full" => Ok(SymmetricProducts::Full),
+        number => positive(number)
+            .map(SymmetricProducts::Strips)
+            .map_err(|_| "expected `auto`, `full` or a number of strips".into()),
     }
 }
 

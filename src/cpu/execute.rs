@@ -182,7 +182,7 @@ impl Run {
         }
         for (i, row) in r.chunks_mut(n).enumerate() {
             for (r, dj) in row.iter_mut().zip(&*scale) {
-                *r = self.precision.round(*r * scale[i] * dj);
+                *r = self.precision.round(*r * (scale[i] * dj));
             }
         }
         for (i, row) in x.chunks_mut(cols).enumerate() {

@@ -31,6 +31,8 @@ use elementwise::sum_of_squares;
 use execute::MatrixBuffers;
 #[cfg(feature = "cuda")]
 pub(crate) use execute::polar_factor_svd;
+#[cfg(feature = "cuda")]
+pub(crate) use passes::direction_of;
 
 /// The CPU device.
 ///
@@ -316,7 +318,11 @@ impl Device for Cpu {
         states: &[CpuState],
         out: &mut Vec<f32>,
     ) -> Result<f64> {
-        Ok(passes::direction(job, tensors, states, self.grad_scale, out).sqrt())
+        let StateBuffers::Momentum(momentum) = &states[job.param].buffers else { return Ok(0.0) };
+        let Some(grad) = tensors[job.tensor].grad else { return Ok(0.0) };
+        let sum =
+            passes::direction_of(&job.block, &job.scalars, grad, momentum, self.grad_scale, out);
+        Ok(sum.sqrt())
     }
 
     fn orthogonalize(

@@ -40,6 +40,11 @@ pub(super) fn precision_code(precision: Precision) -> u32 {
     }
 }
 
+/// Bytes of an element of that number.
+pub(super) fn element_bytes(dtype: u32) -> u64 {
+    if dtype == F32 { 4 } else { 2 }
+}
+
 /// One matrix of a step; see the struct of that name in `kernels/prelude.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -153,18 +153,15 @@ impl Slots {
         slot * self.iterate_stride * size_of::<f32>()
     }
 
-    fn element_bytes(&self) -> u64 {
-        if self.dtype == table::F32 { 4 } else { 2 }
-    }
-
     /// Address of the iterate that pass A writes, of one slot.
     pub(super) fn direction(&self, slot: usize) -> u64 {
-        self.iterates[0] + (slot * self.iterate_stride) as u64 * self.element_bytes()
+        self.iterates[0] + (slot * self.iterate_stride) as u64 * table::element_bytes(self.dtype)
     }
 
     /// Address of what pass B reads, of one slot.
     pub(super) fn update(&self, slot: usize) -> u64 {
-        self.iterate(self.result) + (slot * self.iterate_stride) as u64 * self.element_bytes()
+        self.iterate(self.result)
+            + (slot * self.iterate_stride) as u64 * table::element_bytes(self.dtype)
     }
 }
 

@@ -17,6 +17,8 @@ mod graph;
 mod hostile;
 mod plan;
 mod regressions;
+mod spectra;
 mod step;
 #[path = "../support/mod.rs"]
 mod support;
+mod symmetric;
