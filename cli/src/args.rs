@@ -8,6 +8,7 @@ use muon_cuda::{Dtype, Precision, SymmetricProducts};
 use serde::{Deserialize, Serialize};
 
 use crate::devices::DeviceName;
+use crate::orthogonalize::compare::CompareArgs;
 use crate::plan::shapes::Matrices;
 use crate::train::config::LrScheduleName;
 
@@ -53,6 +54,7 @@ pub(crate) enum Command {
     Schedules(SchedulesArgs),
     Tune(Box<TuneArgs>),
     Orthogonalize(OrthogonalizeArgs),
+    Compare(CompareArgs),
     Verify(VerifyArgs),
     Plan(PlanArgs),
     Doctor(DoctorArgs),

@@ -189,3 +189,27 @@ fn what_the_emulator_finds_makes_a_command_fail() {
     assert_eq!(said.code, Some(1), "{}", said.err);
     assert!(said.err.contains("`CUDA_EMULATOR_SEED`: `x` is not a number"), "{}", said.err);
 }
+
+#[test]
+fn systems_are_compared_on_the_emulated_device() {
+    fetch_nvrtc();
+    let here = Path::new(".");
+    let args = ["compare", "--shape", "24x40", "--device", "emulated", "--schedule", "tuned_bf16"];
+    let said = ok(here, &[&args[..], &["--json"]].concat());
+    let value: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((&value["device"], &value["precision"]), (&"emulated".into(), &"bf16".into()));
+    let systems = value["systems"].as_array().unwrap();
+    let error = |i: usize| systems[i]["error"].as_f64().unwrap();
+    let names: Vec<_> = systems.iter().map(|s| s["name"].as_str().unwrap()).collect();
+    let expected = ["gradient descent", "exact SVD (host)", "classical_cubic", "jordan"];
+    assert_eq!(names[..4], expected);
+    assert_eq!(names[4..], ["polar_express_5", "tuned_bf16"]);
+    assert!(error(1) < 1e-6 && error(5) < error(4) && error(4) < error(3), "{systems:?}");
+    assert!(error(3) < error(2) && error(2) < error(0), "{systems:?}");
+    // Five iterations of three products, each of a step's 15 a call of cublasLt.
+    assert_eq!(
+        (systems[3]["products"].as_u64(), systems[0]["products"].as_u64()),
+        (Some(15), Some(0))
+    );
+    assert!(ok(here, &args).out.contains("on emulated, bf16"));
+}

@@ -22,3 +22,4 @@ mod step;
 #[path = "../support/mod.rs"]
 mod support;
 mod symmetric;
+mod systems;
