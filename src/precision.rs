@@ -207,7 +207,8 @@ mod tests {
     fn tf32_operands_are_the_nearest_ten_bits_and_ties_go_away_from_zero() {
         // In exact arithmetic: a number of units of the last place that is kept, and half of one added.
         let nearest = |x: f64| {
-            let unit = f64::powi(2.0, x.abs().log2().floor() as i32 - 10);
+            let power = f64::from_bits(x.to_bits() & (0x7ff << 52));
+            let unit = power * f64::powi(2.0, -10);
             ((x.abs() / unit + 0.5).floor() * unit).copysign(x)
         };
         let mut random = 0x9e37_79b9_7f4a_7c15u64;
@@ -216,7 +217,7 @@ mod tests {
             random ^= random >> 7;
             random ^= random << 17;
             // Ends of the cut-off part, where it is decided, and anything.
-            let low = [0x0000, 0x0001, 0x0fff, 0x1000, 0x1001, 0x1fff, random as u32 & 0x1fff];
+            let low = [0x0000, 0x0001, 0x0fff, 0x1000, 0x1001, 0x1fff, (random & 0x1fff) as u32];
             let bits = (random >> 32) as u32 & 0xffff_e000 | low[i as usize % 7];
             let x = f32::from_bits(bits);
             let found = Precision::Tf32.round_operand(x);
