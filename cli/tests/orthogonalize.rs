@@ -27,11 +27,11 @@ fn write_input(path: &Path) {
     let half: Vec<half::bf16> = sample(12 * 12, 5).into_iter().map(half::bf16::from_f32).collect();
     let mut w = TensorFileWriter::new();
     w.metadata("origin", "a test");
-    w.f32("block.wide", &[24, 40], &wide).unwrap();
-    w.f32("block.tall", &[33, 17], &tall).unwrap();
-    w.f32("experts", &[3, 8, 16], &experts).unwrap();
-    w.f32("bias", &[24], &bias).unwrap();
-    w.bf16("half", &[12, 12], &half).unwrap();
+    w.values("block.wide", &[24, 40], &wide).unwrap();
+    w.values("block.tall", &[33, 17], &tall).unwrap();
+    w.values("experts", &[3, 8, 16], &experts).unwrap();
+    w.values("bias", &[24], &bias).unwrap();
+    w.values("half", &[12, 12], &half).unwrap();
     w.tensor("steps", TensorDtype::I64, &[], 7i64.to_le_bytes().to_vec()).unwrap();
     w.save(path).unwrap();
 }
@@ -122,7 +122,7 @@ fn damaged_and_non_finite_files_are_refused_and_nothing_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let mut w = TensorFileWriter::new();
     let values = [1.0, f32::NAN, 0.5, 2.0];
-    w.f32("weight", &[2, 2], &values).unwrap();
+    w.values("weight", &[2, 2], &values).unwrap();
     w.save(dir.path().join("nan.safetensors")).unwrap();
     write_input(&dir.path().join("in.safetensors"));
     let bytes = fs::read(dir.path().join("in.safetensors")).unwrap();

@@ -67,7 +67,7 @@ impl Stored {
     /// # Errors
     /// Missing, or of another type or length.
     pub(crate) fn f32(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        Ok(self.0.f32(name, &[len])?)
+        Ok(self.0.values(name, &[len])?)
     }
 
     /// A list of that length.
@@ -75,7 +75,7 @@ impl Stored {
     /// # Errors
     /// Missing, or of another type or length.
     pub(crate) fn f64(&self, name: &str, len: usize) -> Result<Vec<f64>> {
-        Ok(self.0.f64(name, &[len])?)
+        Ok(self.0.values(name, &[len])?)
     }
 
     /// A list of any length.
@@ -83,7 +83,7 @@ impl Stored {
     /// # Errors
     /// Missing, or of another type.
     pub(crate) fn any_f64(&self, name: &str) -> Result<Vec<f64>> {
-        Ok(self.0.f64(name, self.0.shape(name)?)?)
+        Ok(self.0.values(name, self.0.shape(name)?)?)
     }
 
     /// A list of that length.
@@ -91,7 +91,7 @@ impl Stored {
     /// # Errors
     /// Missing, or of another type or length.
     pub(crate) fn u64(&self, name: &str, len: usize) -> Result<Vec<u64>> {
-        Ok(self.0.u64(name, &[len])?)
+        Ok(self.0.values(name, &[len])?)
     }
 
     /// A list of one.
