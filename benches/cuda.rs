@@ -218,7 +218,7 @@ fn run(
         bf16_params: Bf16Params::Master,
         adamw_elements: 0,
     });
-    let (flops, bytes) = (cost.flops.full as f64, cost.pass_bytes() as f64);
+    let (flops, bytes) = (cost.executed_flops as f64, cost.pass_bytes() as f64);
     let floor = (flops / flops_per_second + bytes / bytes_per_second) * 1e3;
     let stream = model.muon.device().stream().clone();
     let count = scale.pick(30, 2);
@@ -247,7 +247,7 @@ fn run(
     Ok(serde_json::json!({
         "eager_ms": eager.median, "eager_spread_ms": eager.spread,
         "replay_ms": replay.median, "replay_spread_ms": replay.spread,
-        "repetitions": eager.count, "flops": cost.flops.full, "flops_symmetric": cost.flops.symmetric,
+        "repetitions": eager.count, "flops": cost.executed_flops, "flops_symmetric": cost.flops.symmetric,
         "pass_bytes": cost.pass_bytes(), "launches": cost.kernel_launches, "products": cost.products,
         "floor_ms": floor, "fraction_of_floor": floor / replay.median,
     }))

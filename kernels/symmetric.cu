@@ -35,13 +35,15 @@ __device__ inline void store_row(void* base, usize i, u32 type, u32 col, u32 n, 
   }
 }
 
-// The square from shared memory to both of its places; on the diagonal its lower triangle is mirrored in itself.
+// The square from shared memory to its mirrored place and, if LOWER, to its own; on the diagonal its lower triangle is
+// mirrored in itself.
+template <bool LOWER>
 __device__ inline void store_mirrored(const float (&square)[SIDE][SIDE + 1], void* out, usize base, u32 n,
                                       u32 row0, u32 col0, u32 type, bool aligned) {
   for (u32 t = threadIdx.x; t < SIDE * SIDE / PACK; t += BLOCK) {
     const u32 r = t / (SIDE / PACK), c = t % (SIDE / PACK) * PACK;
     float x[PACK];
-    if (row0 + r < n && col0 + c < n) {
+    if ((LOWER || row0 == col0) && row0 + r < n && col0 + c < n) {
 #pragma unroll
       for (u32 k = 0; k < PACK; ++k) {
         const bool upper = row0 == col0 && c + k > r;
@@ -93,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) symmetric_complete(
     for (u32 k = 0; k < PACK; ++k) square[r][k0 + k] = (p[k] + beta * x[k]) + gamma * y[k];
   }
   __syncthreads();
-  store_mirrored(square, out, base, n, row0, col0, type, aligned);
+  store_mirrored<true>(square, out, base, n, row0, col0, type, aligned);
 }
 
 // symmetric_mirror
@@ -102,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) symmetric_complete(
 //   launch       2-D; x = squares of 64 in the lower triangle, y = batch; block = 256 exactly; dynamic smem 0 B
 //   alignment    packs (f32 16 B, 16-bit 8 B) where n is a multiple of 4 and out is aligned, single elements elsewhere
 //   aliasing     none
-//   traffic      half of 2 B read + 4 B written per element, 16 bit
+//   traffic      half of 2 B read + 2 B written per element, 16 bit
 //   arithmetic   none
 //   determinism  bitwise repeatable; out is symmetric to the bit
 //   edge cases   none
@@ -125,5 +127,5 @@ extern "C" __global__ void __launch_bounds__(256) symmetric_mirror(
     for (u32 k = 0; k < PACK; ++k) square[r][k0 + k] = x[k];
   }
   __syncthreads();
-  store_mirrored(square, out, base, n, row0, col0, type, aligned);
+  store_mirrored<false>(square, out, base, n, row0, col0, type, aligned);
 }

@@ -4,6 +4,7 @@ use crate::coefficients::{CoefficientSchedule, presets};
 use crate::error::{Error, Result};
 use crate::precision::{Dtype, Precision};
 use crate::scale::UpdateScale;
+use crate::symmetric::SymmetricProducts;
 
 /// How the momentum buffer absorbs a gradient. Buffers of the two modes differ by `1/(1−β)` and are not
 /// interchangeable; checkpoints record the mode.
@@ -215,6 +216,8 @@ pub struct MuonConfig {
     pub bf16_params: Bf16Params,
     /// Default skip.
     pub non_finite: NonFinite,
+    /// How CUDA forms symmetric products. Default by a model of their time; in full it takes the fewest launches.
+    pub symmetric_products: SymmetricProducts,
     /// Bytes of workspace a step may hold; buckets are processed in chunks that fit. At least one matrix of
     /// each shape is always held; the plan tells the bytes. Default 1 GiB.
     pub workspace_limit: usize,
@@ -227,6 +230,7 @@ impl Default for MuonConfig {
             momentum_dtype: Dtype::F32,
             bf16_params: Bf16Params::default(),
             non_finite: NonFinite::default(),
+            symmetric_products: SymmetricProducts::default(),
             workspace_limit: 1 << 30,
         }
     }
@@ -236,6 +240,11 @@ impl MuonConfig {
     pub(crate) fn validate(&self) -> Result<()> {
         if !matches!(self.momentum_dtype, Dtype::F32 | Dtype::Bf16) {
             return Err(Error::dtype_mismatch("momentum", "f32 or bf16", self.momentum_dtype));
+        }
+        if self.symmetric_products == SymmetricProducts::Strips(0) {
+            return Err(Error::invalid_config(
+                "symmetric_products: expected at least one strip, found `0`",
+            ));
         }
         Ok(())
     }

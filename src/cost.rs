@@ -6,7 +6,7 @@ use crate::device::{StateRule, StateSpec};
 use crate::error::{Result, ResultExt};
 use crate::plan::{Plan, PlanInput, Treatment};
 use crate::precision::{Dtype, Precision};
-use crate::recipe::{Flops, Method, Op, Recipe};
+use crate::recipe::{Flops, Method};
 use crate::shape::{self, Layout, Split};
 
 /// What a plan's cost depends on besides the plan.
@@ -29,9 +29,11 @@ pub struct CostInputs {
 pub struct StepCost {
     /// Kernels that are launched.
     pub kernel_launches: u64,
-    /// Calls of cublasLt; one is a product of all matrices of a bucket's chunk.
+    /// Calls of cublasLt; one is a product, or a strip of one, of all matrices of a bucket's chunk.
     pub products: u64,
-    /// FLOPs of the products. `full` is what the device executes, `symmetric` the least that the recipes can cost.
+    /// FLOPs of the products as the device executes them.
+    pub executed_flops: u64,
+    /// What that could be: with symmetric products in full, and with the least that the recipes can cost.
     pub flops: Flops,
     /// Bytes that pass A (with the norms) reads and writes.
     pub pass_a_bytes: u64,
@@ -57,26 +59,6 @@ const PASS_A: u64 = 3;
 const CHECK: u64 = 2;
 /// Kernels of AdamW: `gradient_sum`, `span_finish`, `adamw_prepare`, `adamw_apply`.
 const ADAMW: u64 = 4;
-
-impl Recipe {
-    /// Kernels that the CUDA device launches besides the [products](Recipe::gemms), for any number of matrices up to
-    /// 65535 (more are split).
-    #[must_use]
-    pub fn kernel_launches(&self) -> u64 {
-        self.ops()
-            .iter()
-            .map(|op| match op {
-                // Factors, then both operands scaled.
-                Op::AolScale { .. } => 3,
-                // A second addend is added by the kernel that completes the product.
-                Op::Symmetric { gamma, .. } if *gamma != 0.0 => 1,
-                // A square is symmetric as it stands; another product is mirrored.
-                Op::Symmetric { a, b, .. } => u64::from(a != b),
-                Op::Gram { .. } | Op::Apply { .. } => 0,
-            })
-            .sum()
-    }
-}
 
 impl Plan {
     /// A plan for parameters of these shapes, each so many times, all under one rule and without a device.
@@ -126,6 +108,7 @@ impl Plan {
         let mut cost = StepCost {
             kernel_launches: 0,
             products: 0,
+            executed_flops: 0,
             flops: Flops::default(),
             pass_a_bytes: 0,
             pass_b_bytes: 0,
@@ -144,6 +127,8 @@ impl Plan {
                 let count = bucket.matrices.len() as u64;
                 cost.flops.full += flops.full * count;
                 cost.flops.symmetric += flops.symmetric * count;
+                cost.executed_flops +=
+                    recipe.executed_flops(bucket.shape, &bucket.symmetric) * count;
             }
         }
         for chunk in 0..self.chunks() {
@@ -162,8 +147,9 @@ impl Plan {
             cost.kernel_launches += PASS_A + 1 + if checked { CHECK } else { 0 };
             for bucket in active() {
                 if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
-                    cost.kernel_launches += recipe.kernel_launches();
-                    cost.products += recipe.gemms() as u64;
+                    let (shape, symmetric) = (bucket.shape, &bucket.symmetric);
+                    cost.kernel_launches += recipe.kernel_launches(shape, symmetric);
+                    cost.products += recipe.calls(shape, symmetric);
                 }
             }
         }
@@ -179,6 +165,7 @@ mod tests {
     use super::*;
     use crate::coefficients::CoefficientSchedule;
     use crate::config::{MethodChoice, Orthogonalizer};
+    use crate::symmetric::SymmetricProducts;
 
     fn plan(schedule: &str, method: MethodChoice, config: &MuonConfig) -> Plan {
         let rule = MuonRule {
@@ -212,6 +199,8 @@ mod tests {
         // Full: (4α + 2) n³ an iteration.
         let n3 = 32u64.pow(3);
         assert_eq!(cost.flops.full, 5 * n3 * (3 * 6 + 2 * 10));
+        // One tile is not cut.
+        assert_eq!(cost.executed_flops, cost.flops.full);
         let elements = 3 * 32 * 32 + 2 * 64 * 32;
         assert_eq!(cost.pass_a_bytes, 18 * elements);
         assert_eq!(cost.pass_b_bytes, 10 * elements);
@@ -225,19 +214,41 @@ mod tests {
         let gram = MethodChoice::Gram(vec![5]);
         let whole = plan("jordan", gram.clone(), &config);
         let cost = whole.cuda_cost(&INPUTS);
-        let Treatment::Polynomial { recipe, .. } = &whole.buckets()[0].treatment else {
+        let bucket = &whole.buckets()[0];
+        let Treatment::Polynomial { recipe, .. } = &bucket.treatment else {
             unreachable!("a polynomial was asked for")
         };
-        assert!(recipe.kernel_launches() > 0);
-        assert_eq!(cost.kernel_launches, 9 + CHECK + 2 * recipe.kernel_launches());
+        let launches = recipe.kernel_launches(bucket.shape, &bucket.symmetric);
+        assert!(launches > 0);
+        assert_eq!(cost.kernel_launches, 9 + CHECK + 2 * launches);
         let few = MuonConfig { workspace_limit: 1, ..config };
         let chunked = plan("jordan", gram, &few);
         assert_eq!(chunked.chunks(), 3);
         let more = chunked.cuda_cost(&INPUTS);
         // Three chunks; the second bucket has a matrix in two of them.
-        assert_eq!(more.kernel_launches, 5 + 3 * 6 + 5 * recipe.kernel_launches());
+        assert_eq!(more.kernel_launches, 5 + 3 * 6 + 5 * launches);
         assert_eq!(more.flops, cost.flops);
         assert_eq!(more.pass_bytes(), cost.pass_bytes());
+    }
+
+    #[test]
+    fn strips_cost_calls_and_mirrors_and_save_flops() {
+        let config = MuonConfig {
+            precision: Precision::Bf16,
+            symmetric_products: SymmetricProducts::Strips(2),
+            ..MuonConfig::default()
+        };
+        let cost = plan("jordan", MethodChoice::Standard, &config).cuda_cost(&INPUTS);
+        // Two of three products are symmetric, each in two calls and mirrored: five iterations, two buckets.
+        assert_eq!(cost.products, 2 * 5 * (2 * 2 + 1));
+        assert_eq!(cost.kernel_launches, 9 + 2 * 5 * 2);
+        // 3/4 of 2α + 2, and 2α: 5 n³ an iteration at α = 1, 8.5 at α = 2.
+        let n3 = 32u64.pow(3);
+        assert_eq!(cost.executed_flops, 5 * n3 * (3 * 5 + 17));
+        assert!(cost.flops.symmetric < cost.executed_flops);
+        let none = MuonConfig { symmetric_products: SymmetricProducts::Strips(0), ..config };
+        let e = Plan::for_shapes(&none, &MuonRule::default(), [(&[8, 8][..], 1)]).unwrap_err();
+        assert!(e.is_invalid_config() && e.to_string().contains("symmetric_products"), "{e}");
     }
 
     #[test]

@@ -105,20 +105,14 @@ pub trait Device: fmt::Debug + Sized {
     /// written; waits for the device.
     ///
     /// # Errors
-    /// A failed device; one that cannot do it, as is the default.
+    /// A failed device.
     fn direction(
         &mut self,
         job: &MatrixJob,
         tensors: &[StepTensor<'_, Self>],
         states: &[Self::State],
         out: &mut Vec<f32>,
-    ) -> Result<f64> {
-        let _ = (job, tensors, states, out);
-        Err(Error::unsupported(format!(
-            "{}: directions cannot be copied to the host, so their spectra cannot be recorded",
-            self.describe()
-        )))
-    }
+    ) -> Result<f64>;
 
     /// Orthogonalizes the first `active` matrices of a bucket's workspace.
     ///

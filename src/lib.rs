@@ -59,6 +59,7 @@ mod scale;
 mod shape;
 pub mod spectrum;
 mod state;
+mod symmetric;
 mod transfer;
 pub mod verify;
 
@@ -89,6 +90,7 @@ pub use scale::UpdateScale;
 pub use shape::{Block, Layout, MatrixShape, Orientation, Split};
 pub use spectrum::Spectrum;
 pub use state::Checkpoint;
+pub use symmetric::{SymmetricProducts, SymmetricStrips};
 pub use transfer::Transfer;
 
 /// Runs the example of the README as a test.

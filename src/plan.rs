@@ -12,6 +12,7 @@ use crate::method;
 use crate::precision::Precision;
 use crate::recipe::{Method, Recipe};
 use crate::shape::{Block, MatrixShape};
+use crate::symmetric::SymmetricStrips;
 
 /// What is done to a matrix between pass A and pass B.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +74,8 @@ pub struct Bucket {
     pub matrices: Vec<PlannedMatrix>,
     /// How many of them the workspace holds at a time.
     pub slots: usize,
+    /// How CUDA forms their symmetric products, and why; in full where there are none.
+    pub symmetric: SymmetricStrips,
 }
 
 impl Bucket {
@@ -140,6 +143,17 @@ impl Plan {
             }
         }
         let chunks = Self::chunk(config, &mut buckets);
+        for bucket in &mut buckets {
+            if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
+                bucket.symmetric = SymmetricStrips::choose(
+                    config.symmetric_products,
+                    recipe,
+                    bucket.shape,
+                    bucket.slots,
+                    config.precision,
+                );
+            }
+        }
         Ok(Self { precision: config.precision, buckets, chunks })
     }
 
@@ -177,6 +191,7 @@ impl Plan {
             reason,
             matrices: Vec::new(),
             slots: 0,
+            symmetric: SymmetricStrips::full("no symmetric products"),
         })
     }
 
@@ -280,10 +295,14 @@ impl PreparedSchedule {
         // A schedule that is safe in exact arithmetic may still have no room for the rounding of its stores.
         let largest = method::largest_rounded(&schedule, precision)?;
         if largest > LARGEST_ROUNDED {
+            let tuned = match precision {
+                Precision::Fp16 => "tuned_fp16",
+                _ => "tuned_bf16",
+            };
             return Err(Error::invalid_config(format!(
                 "schedule `{}` diverges in {precision}: rounded at every store, a matrix that one row dominates can reach a \
                  singular value of {largest:.1e} (allowed: {LARGEST_ROUNDED}); use f32, or a schedule with room for \
-                 rounding such as `tuned_{precision}`",
+                 rounding such as `{tuned}`",
                 schedule.name()
             )));
         }
@@ -334,6 +353,9 @@ impl fmt::Display for Plan {
                 b.flops() as f64 / 1e9,
                 b.reason
             )?;
+            if b.symmetric.is_cut() {
+                writeln!(f, "    on CUDA {}", b.symmetric.reason)?;
+            }
         }
         Ok(())
     }

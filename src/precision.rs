@@ -42,6 +42,8 @@ pub enum Precision {
     /// f32 throughout: the default of the CPU device.
     #[default]
     F32,
+    /// f32 at every store; products read 10 bits of mantissa: tensor cores on CUDA; emulated on the CPU.
+    Tf32,
     /// bf16 at every store: the default on CUDA; emulated on the CPU.
     Bf16,
     /// fp16 at every store, after normalisation in f32.
@@ -49,13 +51,13 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Largest relative error of one rounding to nearest: 2⁻²⁴, 2⁻⁸ or 2⁻¹¹.
+    /// Largest relative error of one rounding to nearest, of tf32 that of what products read: 2⁻²⁴, 2⁻⁸ or 2⁻¹¹.
     #[must_use]
     pub fn unit_roundoff(self) -> f64 {
         match self {
             Self::F32 => f64::powi(2.0, -24),
             Self::Bf16 => f64::powi(2.0, -8),
-            Self::Fp16 => f64::powi(2.0, -11),
+            Self::Fp16 | Self::Tf32 => f64::powi(2.0, -11),
         }
     }
 
@@ -63,19 +65,43 @@ impl Precision {
     #[must_use]
     pub fn bytes(self) -> usize {
         match self {
-            Self::F32 => 4,
+            Self::F32 | Self::Tf32 => 4,
             Self::Bf16 | Self::Fp16 => 2,
         }
     }
 
-    /// Rounds to the nearest number of this format, ties to even; overflow gives an infinity.
+    /// Rounds as a store does: to the nearest number of this format, ties to even; overflow gives an infinity.
+    /// tf32 is stored as f32.
     #[must_use]
     #[inline(always)]
     pub fn round(self, x: f32) -> f32 {
         match self {
-            Self::F32 => x,
+            Self::F32 | Self::Tf32 => x,
             Self::Bf16 => round_bf16(x),
             Self::Fp16 => round_fp16(x),
+        }
+    }
+
+    /// What a product reads of a stored number: in tf32 the nearest one with 10 bits of mantissa, ties away from
+    /// zero; elsewhere the number itself.
+    ///
+    /// # Sources
+    /// PTX ISA, `cvt.rna.tf32.f32`; how far products on a GPU keep to it is in NUMERICS.md.
+    #[must_use]
+    #[inline(always)]
+    pub fn round_operand(self, x: f32) -> f32 {
+        match self {
+            Self::Tf32 => round_tf32(x),
+            Self::F32 | Self::Bf16 | Self::Fp16 => x,
+        }
+    }
+
+    /// The format of a store: f32 for tf32.
+    #[must_use]
+    pub(crate) fn stored(self) -> Self {
+        match self {
+            Self::Tf32 => Self::F32,
+            other => other,
         }
     }
 
@@ -84,6 +110,7 @@ impl Precision {
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Tf32 => "tf32",
             Self::Bf16 => "bf16",
             Self::Fp16 => "fp16",
         }
@@ -104,6 +131,14 @@ fn round_bf16(x: f32) -> f32 {
     // A NaN must not round into an infinity: its quiet bit lies in the part that is kept.
     let rounded = if x.is_nan() { bits | 0x0040_0000 } else { nearest };
     f32::from_bits(rounded & 0xffff_0000)
+}
+
+/// Rounds to 10 bits of mantissa: half a unit is added to the magnitude and the rest cut off. The largest f32 give an
+/// infinity.
+#[inline(always)]
+fn round_tf32(x: f32) -> f32 {
+    let rounded = f32::from_bits(x.to_bits().wrapping_add(0x1000) & 0xffff_e000);
+    if x.is_finite() { rounded } else { x }
 }
 
 /// Rounds to fp16 and back in plain arithmetic, which vectorises.
@@ -169,12 +204,54 @@ mod tests {
     }
 
     #[test]
+    fn tf32_operands_are_the_nearest_ten_bits_and_ties_go_away_from_zero() {
+        // In exact arithmetic: a number of units of the last place that is kept, and half of one added.
+        let nearest = |x: f64| {
+            let power = f64::from_bits(x.to_bits() & (0x7ff << 52));
+            let unit = power * f64::powi(2.0, -10);
+            ((x.abs() / unit + 0.5).floor() * unit).copysign(x)
+        };
+        let mut random = 0x9e37_79b9_7f4a_7c15u64;
+        for i in 0..200_000u32 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            // Ends of the cut-off part, where it is decided, and anything.
+            let low = [0x0000, 0x0001, 0x0fff, 0x1000, 0x1001, 0x1fff, (random & 0x1fff) as u32];
+            let bits = (random >> 32) as u32 & 0xffff_e000 | low[i as usize % 7];
+            let x = f32::from_bits(bits);
+            let found = Precision::Tf32.round_operand(x);
+            if x.is_nan() {
+                assert!(found.is_nan());
+            } else if x.is_normal() && x.abs() < f32::MAX / 2.0 {
+                assert_eq!(f64::from(found), nearest(f64::from(x)), "{x:e}");
+            }
+            // A store is f32, and nothing else is cut on its way into a product.
+            assert_eq!(Precision::Tf32.round(x).to_bits(), bits);
+            assert_eq!(Precision::F32.round_operand(x).to_bits(), bits);
+        }
+        for (x, expected) in [
+            (0.0, 0.0),
+            (-0.0, -0.0),
+            (f32::INFINITY, f32::INFINITY),
+            (f32::NEG_INFINITY, f32::NEG_INFINITY),
+            (f32::MAX, f32::INFINITY),
+            (1.0 + f32::powi(2.0, -11), 1.0 + f32::powi(2.0, -10)),
+            (-1.0 - f32::powi(2.0, -11), -1.0 - f32::powi(2.0, -10)),
+        ] {
+            assert_eq!(Precision::Tf32.round_operand(x).to_bits(), f32::to_bits(expected), "{x}");
+        }
+        assert!(Precision::Tf32.round_operand(f32::from_bits(0x7f80_0001)).is_nan());
+    }
+
+    #[test]
     fn unit_roundoff_is_the_largest_relative_error() {
-        for p in [Precision::Bf16, Precision::Fp16] {
+        for p in [Precision::Bf16, Precision::Fp16, Precision::Tf32] {
             let mut worst = 0.0f64;
             for i in 0..100_000 {
                 let x = 1.0 + i as f32 * 1e-5;
-                worst = worst.max((f64::from(p.round(x)) / f64::from(x) - 1.0).abs());
+                let rounded = p.round_operand(p.round(x));
+                worst = worst.max((f64::from(rounded) / f64::from(x) - 1.0).abs());
             }
             // The bound u is approached just above a power of two, u/(1+u).
             assert!(worst <= p.unit_roundoff() && worst > 0.9 * p.unit_roundoff(), "{p} {worst}");

@@ -74,7 +74,7 @@ impl Predictor {
     ///
     /// # Numerics
     /// First order: exact composition of the singular values, noise of each store spread evenly over the
-    /// matrix. 1.0 to 1.2 times what the emulation finds for matrices in random bases. It sees no divergence:
+    /// matrix. 1.0 to 1.2 times what the emulation finds for matrices in random bases (0.5 to 1.7 in tf32). It sees no divergence:
     /// where [`rounded_image`] leaves `(0, 1.5)`, or a Gram group is too long for the size, the error may be
     /// any number. Bases aligned with the rows average less.
     ///
@@ -90,8 +90,7 @@ impl Predictor {
         precision: Option<Precision>,
     ) -> Result<Prediction> {
         let safety = frobenius_safety(schedule)?;
-        let u = precision.map_or(f64::EPSILON / 2.0, Precision::unit_roundoff);
-        let tape = Tape::new(self, recipe, safety, ROUNDING_RMS * u)?;
+        let tape = Tape::new(self, recipe, safety, Rounding::of(precision).times(ROUNDING_RMS))?;
         let (noise, input) = tape.noise(self);
         Ok(self.sums(schedule, safety).prediction(noise, input, self.rank))
     }
@@ -175,6 +174,9 @@ pub fn rounded_image(
         Method::Gram { groups } => groups,
     };
     let u = precision.unit_roundoff();
+    let mut bounds = Rounding::of(Some(precision));
+    // Some tensor cores cut the bits off instead of rounding, which errs twice as much.
+    bounds.read = bounds.read.map(|u| 2.0 * u);
     let mut largest = match schedule.normalization() {
         Normalization::Frobenius { safety } => (1.0 + u) * (1.0 + u) / safety,
         Normalization::Aol => (1.0 + u) * (1.0 + u),
@@ -193,12 +195,12 @@ pub fn rounded_image(
             rank: 1.0,
             levels: (1..=GRID).map(|i| (largest * f64::from(i) / f64::from(GRID), 1.0)).collect(),
         };
-        let mut tape = Tape::new(&grid, &recipe, 1.0, 0.0)?;
+        let mut tape = Tape::new(&grid, &recipe, 1.0, bounds.times(0.0))?;
         let mut weights = vec![Adjoint::default(); tape.nodes.len()];
         let mut image = (f64::INFINITY, f64::NEG_INFINITY);
         for g in 0..grid.levels.len() {
             for node in &mut tape.nodes {
-                node.variance = (u * node.values[g]).powi(2);
+                node.variance = (bounds.of_node(node) * node.values[g]).powi(2);
             }
             weights.iter_mut().for_each(|w| *w = Adjoint::default());
             weights[tape.result].ij = 1.0;
@@ -235,13 +237,69 @@ struct Node {
     made_by: Step,
 }
 
+/// Relative size of the rounding of stores and, where products read something else than what is stored, of
+/// their operands.
+#[derive(Debug, Clone, Copy)]
+struct Rounding {
+    store: f64,
+    read: Option<f64>,
+}
+
+impl Rounding {
+    /// Bounds of one rounding; `None` is f64.
+    fn of(precision: Option<Precision>) -> Self {
+        match precision {
+            None => Self { store: f64::EPSILON / 2.0, read: None },
+            Some(p @ Precision::Tf32) => {
+                Self { store: p.stored().unit_roundoff(), read: Some(p.unit_roundoff()) }
+            }
+            Some(p) => Self { store: p.unit_roundoff(), read: None },
+        }
+    }
+
+    fn times(self, factor: f64) -> Self {
+        Self { store: factor * self.store, read: self.read.map(|u| factor * u) }
+    }
+
+    fn of_node(&self, node: &Node) -> f64 {
+        match node.made_by {
+            Step::ReadSmall { .. } | Step::ReadIterate { .. } => self.read.unwrap_or(0.0),
+            _ => self.store,
+        }
+    }
+}
+
 /// An operation on earlier nodes.
 #[derive(Clone, Copy)]
 enum Step {
     Input,
-    Gram { x: usize },
-    Symmetric { alpha: f64, a: usize, b: usize, beta: f64, c: usize, gamma: f64, d: usize },
-    Apply { alpha: f64, q: usize, x: usize, beta: f64 },
+    /// What products read of a symmetric matrix, where that is another node.
+    ReadSmall {
+        of: usize,
+    },
+    /// What products read of an iterate, where that is another node.
+    ReadIterate {
+        of: usize,
+    },
+    Gram {
+        x: usize,
+    },
+    Symmetric {
+        alpha: f64,
+        a: usize,
+        b: usize,
+        beta: f64,
+        c: usize,
+        gamma: f64,
+        d: usize,
+    },
+    Apply {
+        alpha: f64,
+        q: usize,
+        x: usize,
+        beta: f64,
+        addend: usize,
+    },
 }
 
 /// A recipe unrolled: every store once.
@@ -251,38 +309,51 @@ struct Tape {
 }
 
 impl Tape {
-    fn new(of: &Predictor, recipe: &Recipe, safety: f64, rms: f64) -> Result<Self> {
+    fn new(of: &Predictor, recipe: &Recipe, safety: f64, rms: Rounding) -> Result<Self> {
         let levels = &of.levels;
         let power = |v: &[f64]| -> f64 { v.iter().zip(levels).map(|(x, l)| l.1 * x * x).sum() };
-        let iterate_variance = |v: &[f64]| rms * rms * power(v) / (of.short * of.long);
-        let small_variance = |v: &[f64]| rms * rms * power(v) / (of.short * of.short);
+        let iterate_variance = |rms: f64, v: &[f64]| rms * rms * power(v) / (of.short * of.long);
+        let small_variance = |rms: f64, v: &[f64]| rms * rms * power(v) / (of.short * of.short);
         let input: Vec<f64> = levels.iter().map(|l| l.0 / safety).collect();
-        let variance = iterate_variance(&input);
+        let variance = iterate_variance(rms.store, &input);
         let mut tape =
             Self { nodes: vec![Node { values: input, variance, made_by: Step::Input }], result: 0 };
         let mut iterates = [0usize; 2];
         let mut small = vec![0usize; recipe.small_buffers()];
         let index = |x: Iterate| usize::from(x == Iterate::X1);
         for op in recipe.ops() {
-            let values = |node: usize| tape.nodes[node].values.iter();
-            let (made_by, result): (Step, Vec<f64>) = match *op {
-                Op::Gram { x, .. } => {
-                    let x = iterates[index(x)];
-                    (Step::Gram { x }, values(x).map(|x| x * x).collect())
+            // A stored matrix that several products read is rounded in the same way each time.
+            let mut read = |of: usize, is_small: bool| -> usize {
+                let Some(rms) = rms.read else { return of };
+                let same = |n: &Node| match n.made_by {
+                    Step::ReadSmall { of: other } | Step::ReadIterate { of: other } => other == of,
+                    _ => false,
+                };
+                if let Some(known) = tape.nodes.iter().position(same) {
+                    return known;
                 }
+                let values = tape.nodes[of].values.clone();
+                let (variance, made_by) = if is_small {
+                    (small_variance(rms, &values), Step::ReadSmall { of })
+                } else {
+                    (iterate_variance(rms, &values), Step::ReadIterate { of })
+                };
+                tape.nodes.push(Node { values, variance, made_by });
+                tape.nodes.len() - 1
+            };
+            let made_by = match *op {
+                Op::Gram { x, .. } => Step::Gram { x: read(iterates[index(x)], false) },
                 Op::Symmetric { alpha, a, b, beta, c, gamma, d, .. } => {
-                    let [a, b, c, d] = [a, b, c, d].map(|s| small[s.0]);
+                    let [c, d] = [c, d].map(|s| small[s.0]);
+                    let [a, b] = [a, b].map(|s| read(small[s.0], true));
                     let [alpha, beta, gamma] = [alpha, beta, gamma].map(f64::from);
-                    let sums = values(a).zip(values(b)).zip(values(c).zip(values(d)));
-                    let result =
-                        sums.map(|((a, b), (c, d))| alpha * a * b + beta * c + gamma * d).collect();
-                    (Step::Symmetric { alpha, a, b, beta, c, gamma, d }, result)
+                    Step::Symmetric { alpha, a, b, beta, c, gamma, d }
                 }
                 Op::Apply { alpha, q, x, beta, .. } => {
-                    let (q, x) = (small[q.0], iterates[index(x)]);
+                    let addend = iterates[index(x)];
+                    let (q, x) = (read(small[q.0], true), read(addend, false));
                     let [alpha, beta] = [alpha, beta].map(f64::from);
-                    let result = values(q).zip(values(x)).map(|(q, x)| (alpha * q + beta) * x);
-                    (Step::Apply { alpha, q, x, beta }, result.collect())
+                    Step::Apply { alpha, q, x, beta, addend }
                 }
                 Op::AolScale { .. } => {
                     return Err(Error::unsupported(
@@ -290,9 +361,21 @@ impl Tape {
                     ));
                 }
             };
+            let values = |node: usize| tape.nodes[node].values.iter();
+            let result: Vec<f64> = match made_by {
+                Step::Gram { x } => values(x).map(|x| x * x).collect(),
+                Step::Symmetric { alpha, a, b, beta, c, gamma, d } => {
+                    let sums = values(a).zip(values(b)).zip(values(c).zip(values(d)));
+                    sums.map(|((a, b), (c, d))| alpha * a * b + beta * c + gamma * d).collect()
+                }
+                Step::Apply { alpha, q, x, beta, .. } => {
+                    values(q).zip(values(x)).map(|(q, x)| (alpha * q + beta) * x).collect()
+                }
+                Step::Input | Step::ReadSmall { .. } | Step::ReadIterate { .. } => continue,
+            };
             let variance = match made_by {
-                Step::Apply { .. } | Step::Input => iterate_variance(&result),
-                _ => small_variance(&result) + tape.mirrored(of, made_by),
+                Step::Apply { .. } => iterate_variance(rms.store, &result),
+                _ => small_variance(rms.store, &result) + tape.mirrored(of, made_by),
             };
             let node = tape.nodes.len();
             tape.nodes.push(Node { values: result, variance, made_by });
@@ -381,6 +464,11 @@ impl Tape {
             let at = |node: usize| (self.nodes[node].values[g], self.nodes[node].values[h]);
             match node.made_by {
                 Step::Input => {}
+                Step::ReadSmall { of } => weights[of].small += w.small,
+                Step::ReadIterate { of } => {
+                    weights[of].ij += w.ij;
+                    weights[of].ji += w.ji;
+                }
                 Step::Gram { x } => {
                     let (xg, xh) = at(x);
                     weights[x].ij += xh * w.small;
@@ -393,18 +481,27 @@ impl Tape {
                     weights[c].small += beta * w.small;
                     weights[d].small += gamma * w.small;
                 }
-                Step::Apply { alpha, q, x, beta } => {
+                Step::Apply { alpha, q, x, beta, addend } => {
                     let ((qg, qh), (xg, xh)) = (at(q), at(x));
                     weights[q].small += alpha * (w.ij * xh + w.ji * xg);
-                    weights[x].ij += (alpha * qg + beta) * w.ij;
-                    weights[x].ji += (alpha * qh + beta) * w.ji;
+                    if x == addend {
+                        weights[x].ij += (alpha * qg + beta) * w.ij;
+                        weights[x].ji += (alpha * qh + beta) * w.ji;
+                    } else {
+                        weights[x].ij += alpha * qg * w.ij;
+                        weights[x].ji += alpha * qh * w.ji;
+                        weights[addend].ij += beta * w.ij;
+                        weights[addend].ji += beta * w.ji;
+                    }
                 }
             }
             sum += node.variance
                 * match (node.made_by, entry) {
                     (Step::Input, _) => 0.0,
-                    (Step::Apply { .. }, Entry::Pair) => w.ij * w.ij + w.ji * w.ji,
-                    (Step::Apply { .. }, _) => (w.ij + w.ji).powi(2),
+                    (Step::Apply { .. } | Step::ReadIterate { .. }, Entry::Pair) => {
+                        w.ij * w.ij + w.ji * w.ji
+                    }
+                    (Step::Apply { .. } | Step::ReadIterate { .. }, _) => (w.ij + w.ji).powi(2),
                     // A symmetric matrix of noise has twice the variance on its diagonal.
                     (_, Entry::Diagonal) => 2.0 * w.small * w.small,
                     _ => w.small * w.small,
@@ -417,10 +514,14 @@ impl Tape {
     /// stores after the input, and by the input.
     fn outer(&self, g: usize) -> (f64, f64) {
         let (mut node, mut factor, mut sum) = (self.result, 1.0, 0.0);
-        while let Step::Apply { alpha, q, x, beta } = self.nodes[node].made_by {
+        while let Step::Apply { alpha, q, x, beta, addend } = self.nodes[node].made_by {
             sum += self.nodes[node].variance * factor * factor;
-            factor *= alpha * self.nodes[q].values[g] + beta;
-            node = x;
+            let through = alpha * self.nodes[q].values[g];
+            if x != addend {
+                sum += self.nodes[x].variance * (factor * through).powi(2);
+            }
+            factor *= through + beta;
+            node = addend;
         }
         (sum, self.nodes[node].variance * factor * factor)
     }
@@ -507,7 +608,7 @@ mod tests {
         ] {
             let schedule = preset(name).unwrap();
             let recipe = Recipe::new(&schedule, &method).unwrap();
-            for precision in [Precision::Bf16, Precision::Fp16] {
+            for precision in [Precision::Bf16, Precision::Fp16, Precision::Tf32] {
                 let emulated = rounding_errors(
                     &schedule,
                     &recipe,
@@ -525,9 +626,11 @@ mod tests {
                     assert!(predicted < 0.5 * emulated, "{predicted} {emulated}");
                     continue;
                 }
-                // Measured 1.01 to 1.19: the noise of one matrix, and mantissas that are not spread evenly.
+                // Measured 1.01 to 1.19: the noise of one matrix, and mantissas that are not spread evenly. In tf32 0.53 (cubic5
+                // on one outlier) to 1.67: terms of second order are a larger part of errors this small.
                 let ratio = predicted / emulated;
-                assert!((0.9..1.3).contains(&ratio), "{name} {method} {precision}: {ratio}");
+                let expected = if precision == Precision::Tf32 { 0.5..1.8 } else { 0.9..1.3 };
+                assert!(expected.contains(&ratio), "{name} {method} {precision}: {ratio}");
             }
         }
     }
@@ -535,6 +638,7 @@ mod tests {
     /// Smallest and largest result over 1 × 1 matrices, from a 5000th to all of the largest the norm allows.
     fn scalars(recipe: &Recipe, precision: Precision, safety: f64) -> (f32, f32) {
         let round = |x: f64| precision.round(crate::cpu::narrow(x));
+        let cut = |x: f32| precision.round_operand(x);
         let (mut least, mut most) = (f32::INFINITY, 0.0f32);
         for i in 1..=5000 {
             // A norm that was rounded down leaves (1 + u)².
@@ -545,15 +649,16 @@ mod tests {
             for op in recipe.ops() {
                 match *op {
                     Op::Gram { x: from, out } => {
-                        small[out.0] = precision.round(x[index(from)] * x[index(from)]);
+                        small[out.0] = precision.round(cut(x[index(from)]) * cut(x[index(from)]));
                     }
                     Op::Symmetric { out, alpha, a, b, beta, c, gamma, d } => {
-                        let sum = alpha * (small[a.0] * small[b.0]) + beta * small[c.0];
+                        let sum = alpha * (cut(small[a.0]) * cut(small[b.0])) + beta * small[c.0];
                         small[out.0] = precision.round(sum + gamma * small[d.0]);
                     }
                     Op::Apply { out, alpha, q, x: from, beta } => {
                         let from = x[index(from)];
-                        x[index(out)] = precision.round(alpha * (small[q.0] * from) + beta * from);
+                        x[index(out)] =
+                            precision.round(alpha * (cut(small[q.0]) * cut(from)) + beta * from);
                     }
                     Op::AolScale { .. } => {}
                 }
@@ -579,8 +684,11 @@ mod tests {
             let (low, high) = image(name, Precision::Bf16);
             assert!(low >= 0.0 && high < 1.3, "{name} {low} {high}");
         }
-        for (name, precision) in [("tuned_bf16", Precision::Bf16), ("tuned_fp16", Precision::Fp16)]
-        {
+        for (name, precision) in [
+            ("tuned_bf16", Precision::Bf16),
+            ("tuned_fp16", Precision::Fp16),
+            ("tuned_bf16", Precision::Tf32),
+        ] {
             let (low, high) = image(name, precision);
             assert!(low >= 0.0 && high < 1.3, "{name} {low} {high}");
             // And all scalars there are between 0 and 1, rounded at every store.
@@ -602,6 +710,10 @@ mod tests {
         // In numpy, 1/k along the rows, 384 x 1536: relative error 5.3 in bf16.
         assert!(image("nonic3_band12", Precision::Bf16).1 > 1.5);
         assert!(image("nonic3_band25", Precision::Fp16).1 > 1.5);
+        // In tf32 scalars reach 6e15: addends keep the bits that products do not read, which undoes the cancellation that
+        // completed squares live on.
+        assert!(scalars(&recipe, Precision::Tf32).1 > 100.0);
+        assert!(image("nonic3_band12", Precision::Tf32).1 > 1.5);
         // Over all scalars, rounded: 1.203, 1.148 and 1.142 in bf16, and 22 for nonic3_band25 in fp16.
         assert!((image("polar_express_5", Precision::Bf16).1 - 1.142).abs() < 0.02);
     }

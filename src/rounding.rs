@@ -89,8 +89,8 @@ pub(crate) fn rounding_errors(
     let mut errors = [0.0; 8];
     for ((spectrum, error), limit) in SPECTRA.into_iter().zip(&mut errors).zip(limits) {
         let x = input(spectrum, safety, precision, size);
-        let exact = run(recipe, size, x.iter().map(|&x| f64::from(x)).collect(), |x| x);
-        let rounded = run(recipe, size, x, |x| precision.round(x));
+        let exact = run(recipe, size, x.iter().map(|&x| f64::from(x)).collect(), |x| x, |x| x);
+        let rounded = run(recipe, size, x, |x| precision.round(x), |x| precision.round_operand(x));
         let (mut distance, mut norm) = (0.0, 0.0);
         for (&e, &r) in exact.iter().zip(&rounded) {
             let d = f64::from(r) - e;
@@ -221,19 +221,27 @@ impl Real for f64 {
     }
 }
 
-/// The result of a recipe on a wide iterate of that size; `store` rounds what an operation writes.
-fn run<T: Real>(recipe: &Recipe, size: Size, x: Vec<T>, store: impl Fn(T) -> T) -> Vec<T> {
+/// The result of a recipe on a wide iterate of that size; `store` rounds what an operation writes, `read` what a
+/// product reads.
+fn run<T: Real>(
+    recipe: &Recipe,
+    size: Size,
+    x: Vec<T>,
+    store: impl Fn(T) -> T,
+    read: impl Fn(T) -> T,
+) -> Vec<T> {
     let Size { short, long, .. } = size;
+    let operand = |matrix: &[T]| -> Vec<T> { matrix.iter().map(|&x| read(x)).collect() };
     let mut iterates = [x, vec![T::default(); short * long]];
     let mut small = vec![vec![T::default(); short * short]; recipe.small_buffers()];
     let index = |x: Iterate| usize::from(x == Iterate::X1);
     for op in recipe.ops() {
         match *op {
             Op::Gram { x, out } => {
-                let x = &iterates[index(x)];
+                let x = operand(&iterates[index(x)]);
                 let transposed: Vec<T> =
                     (0..long * short).map(|i| x[(i % short) * long + i / short]).collect();
-                small[out.0] = product(x, &transposed, short, short);
+                small[out.0] = product(&x, &transposed, short, short);
                 small[out.0].iter_mut().for_each(|x| *x = store(*x));
             }
             Op::AolScale { x, r } => {
@@ -246,14 +254,14 @@ fn run<T: Real>(recipe: &Recipe, size: Size, x: Vec<T>, store: impl Fn(T) -> T) 
                     })
                     .collect();
                 for (i, row) in small[r.0].chunks_mut(short).enumerate() {
-                    row.iter_mut().zip(&d).for_each(|(x, &dj)| *x = store(*x * d[i] * dj));
+                    row.iter_mut().zip(&d).for_each(|(x, &dj)| *x = store(*x * (d[i] * dj)));
                 }
                 for (row, &d) in iterates[index(x)].chunks_mut(long).zip(&d) {
                     row.iter_mut().for_each(|x| *x = store(*x * d));
                 }
             }
             Op::Symmetric { out, alpha, a, b, beta, c, gamma, d } => {
-                let mut p = product(&small[a.0], &small[b.0], short, short);
+                let mut p = product(&operand(&small[a.0]), &operand(&small[b.0]), short, short);
                 for (p, (&c, &d)) in p.iter_mut().zip(small[c.0].iter().zip(&small[d.0])) {
                     let sum = T::from(alpha) * *p + T::from(beta) * c;
                     *p = store(sum + T::from(gamma) * d);
@@ -267,7 +275,8 @@ fn run<T: Real>(recipe: &Recipe, size: Size, x: Vec<T>, store: impl Fn(T) -> T) 
                 small[out.0] = p;
             }
             Op::Apply { out, alpha, q, x, beta } => {
-                let mut p = product(&small[q.0], &iterates[index(x)], short, long);
+                let read = operand(&iterates[index(x)]);
+                let mut p = product(&operand(&small[q.0]), &read, short, long);
                 for (p, &x) in p.iter_mut().zip(&iterates[index(x)]) {
                     *p = store(T::from(alpha) * *p + T::from(beta) * x);
                 }

@@ -108,7 +108,7 @@ impl VerifyOptions {
     ///
     /// * `reference`: 1e-12, rounding of f64.
     /// * f32: 1e-4 for Muon (five iterations amplify f32 rounding by slopes of a few hundred), 1e-5 for AdamW.
-    /// * bf16: 0.02, fp16: 0.004: the rounding of 16-bit iterates under the same amplification.
+    /// * tf32: 5e-3, fp16: 4e-3, bf16: 0.02: 10 or 7 bits of mantissa under the same amplification.
     /// * bf16 momentum: 0.01 at least, since the direction then has errors of up to 2⁻⁹ at each of five steps.
     #[must_use]
     pub fn default_tolerance(&self, optimizer: OptimizerKind) -> f64 {
@@ -116,6 +116,7 @@ impl VerifyOptions {
             (None, _) => return 1e-12,
             (Some(_), OptimizerKind::AdamW) => return 1e-5,
             (Some(Precision::F32), OptimizerKind::Muon) => 1e-4,
+            (Some(Precision::Tf32), OptimizerKind::Muon) => 0.005,
             (Some(Precision::Bf16), OptimizerKind::Muon) => 0.02,
             (Some(Precision::Fp16), OptimizerKind::Muon) => 0.004,
         };

@@ -60,7 +60,7 @@ fn a_step_without_matrix_products_allocates_nothing() {
 
 #[test]
 fn matrix_products_allocate_the_same_every_step() {
-    for precision in [Precision::F32, Precision::Bf16] {
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
         for preset in ["jordan", degree_nine(precision), "turbo_muon"] {
             let counts = count(rule(preset), precision);
             assert!(counts.iter().all(|c| *c == counts[0]), "{preset} {precision}: {counts:?}");

@@ -81,7 +81,7 @@ fn scaled_runs(
 
 #[test]
 fn scaling_gradients_by_a_power_of_two_changes_no_bit() {
-    for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16, Precision::Fp16] {
         for preset in ["jordan", "polar_express_5", degree_nine(precision), "turbo_muon"] {
             for shape in [[17, 33], [33, 17], [64, 64]] {
                 for magnitude in [1.0, 1e-2] {
@@ -108,7 +108,7 @@ fn scaling_a_gpt2_sized_gradient_changes_no_bit() {
 fn gradients_near_the_ends_of_f32_give_the_right_direction() {
     let mut random = Random::new(11);
     let (start, grad) = (random.normals(24 * 40), random.normals(24 * 40));
-    for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16, Precision::Fp16] {
         let config = MuonConfig { precision, ..MuonConfig::default() };
         let expected =
             run(&config, &rule("jordan"), &[24, 40], &start, std::slice::from_ref(&grad), 1);
@@ -129,7 +129,7 @@ fn gradients_near_the_ends_of_f32_give_the_right_direction() {
 
 #[test]
 fn threads_and_repetition_change_no_bit() {
-    for precision in [Precision::F32, Precision::Bf16] {
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
         let config = MuonConfig { precision, ..MuonConfig::default() };
         for shape in [[7, 13], [127, 257], [300, 200], [1, 40], [40, 1]] {
             for preset in ["jordan", degree_nine(precision)] {
@@ -155,7 +155,7 @@ fn threads_and_repetition_change_no_bit() {
 fn a_batch_equals_its_matrices_one_by_one() {
     let shapes: Vec<[usize; 2]> =
         [[48, 80]; 5].into_iter().chain([[80, 48]; 2]).chain([[33, 33]; 3]).collect();
-    for precision in [Precision::F32, Precision::Bf16] {
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
         for workspace_limit in [1 << 30, 1] {
             let config = MuonConfig {
                 precision,

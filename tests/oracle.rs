@@ -174,7 +174,7 @@ fn splits_and_layouts_equal_separate_parameters() {
 
 #[test]
 fn the_transposed_problem_has_the_transposed_solution() {
-    for precision in [Precision::F32, Precision::Bf16] {
+    for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
         for preset in ["jordan", "polar_express_5", degree_nine(precision)] {
             let (rows, cols) = (30, 50);
             let mut random = Random::new(77);
@@ -269,10 +269,12 @@ fn emulated_precisions_round_by_the_expected_amount() {
         // forgets a store falls below the lower bound.
         (Precision::Bf16, 3e-3, 2e-2),
         (Precision::Fp16, 3e-4, 2.5e-3),
+        (Precision::Tf32, 3e-4, 2.5e-3),
     ] {
         let config = MuonConfig { precision, ..MuonConfig::default() };
         let found = run(&config, &rule, &[rows, cols], &start, &grads, 2);
         let error = update_error(&found, &expected, &start);
+        println!("{precision}: {error:e}");
         assert!((least..most).contains(&error), "{precision}: {error:e}");
     }
 }

@@ -511,6 +511,8 @@ fn a_schedule_without_room_for_rounding_is_refused_in_that_precision() {
     for (preset, precision, refused) in [
         ("nonic3_band12", Precision::Bf16, true),
         ("nonic3_band25", Precision::Fp16, true),
+        ("nonic3_band12", Precision::Tf32, true),
+        ("tuned_bf16", Precision::Tf32, false),
         ("nonic3_band12", Precision::F32, false),
         ("tuned_bf16", Precision::Bf16, false),
         ("jordan", Precision::Bf16, false),

@@ -14,6 +14,7 @@ use muon_cuda::verify::{Against, CaseResult, OptimizerKind, Target, Trajectories
 
 const CPU: Target = Target::Cpu { precision: Precision::F32, threads: 2 };
 const BF16: Target = Target::Cpu { precision: Precision::Bf16, threads: 2 };
+const TF32: Target = Target::Cpu { precision: Precision::Tf32, threads: 2 };
 const FP16: Target = Target::Cpu { precision: Precision::Fp16, threads: 2 };
 
 fn options(target: Target) -> VerifyOptions {
@@ -36,7 +37,7 @@ fn failures(results: &[CaseResult]) -> Vec<String> {
 
 #[test]
 fn muon_trajectories_are_met_on_every_target() {
-    for target in [Target::Reference, CPU, BF16, FP16] {
+    for target in [Target::Reference, CPU, TF32, BF16, FP16] {
         let results = verify("torch_muon", &options(target));
         assert_eq!(results.len(), 12);
         for r in &results {
@@ -62,6 +63,24 @@ fn rounding_that_is_not_there_fails_the_bf16_check() {
     // f32 results held against what bf16 should be: too good is wrong as well.
     for r in verify("torch_muon", &options(CPU)) {
         assert!(r.error < 0.5 * r.recorded_distance.unwrap(), "{}", r.name);
+    }
+}
+
+#[test]
+fn tf32_errs_as_ten_bits_of_mantissa_do() {
+    let (f32, fp16) = (verify("torch_muon", &options(CPU)), verify("torch_muon", &options(FP16)));
+    for ((t, s), h) in verify("torch_muon", &options(TF32)).iter().zip(&f32).zip(&fp16) {
+        println!("{}: tf32 {:.2e}, f32 {:.2e}, fp16 {:.2e}", t.name, t.error, s.error, h.error);
+        // Operands that are not cut would err as f32 does.
+        assert!(t.error > 100.0 * s.error, "{}: {:e} {:e}", t.name, t.error, s.error);
+        // fp16 has as many bits and rounds stores instead of operands.
+        assert!(
+            (0.2..5.0).contains(&(t.error / h.error)),
+            "{}: {:e} {:e}",
+            t.name,
+            t.error,
+            h.error
+        );
     }
 }
 

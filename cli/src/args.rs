@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use muon_cuda::{Dtype, Precision};
+use muon_cuda::{Dtype, Precision, SymmetricProducts};
 use serde::{Deserialize, Serialize};
 
 use crate::devices::DeviceName;
+use crate::orthogonalize::compare::CompareArgs;
 use crate::plan::shapes::Matrices;
 use crate::train::config::LrScheduleName;
 use crate::tune::cost::CostModel;
@@ -54,6 +55,7 @@ pub(crate) enum Command {
     Schedules(SchedulesArgs),
     Tune(Box<TuneArgs>),
     Orthogonalize(OrthogonalizeArgs),
+    Compare(CompareArgs),
     Verify(VerifyArgs),
     Plan(PlanArgs),
     Doctor(DoctorArgs),
@@ -193,8 +195,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate of the orthogonalization is stored in; 16 bit is emulated on the CPU [default: f32; bf16 on
-    /// CUDA]
+    /// What the iterate of the orthogonalization is stored in; all but f32 is emulated on the CPU [default: f32; bf16
+    /// on CUDA]
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) precision: Option<PrecisionName>,
 
@@ -577,7 +579,7 @@ pub(crate) struct OrthogonalizeArgs {
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate is stored in; 16 bit is emulated on the CPU [default: f32; bf16 on CUDA]
+    /// What the iterate is stored in; all but f32 is emulated on the CPU [default: f32; bf16 on CUDA]
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) precision: Option<PrecisionName>,
 
@@ -630,7 +632,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate is stored in; 16 bit is emulated on the CPU
+    /// What the iterate is stored in; all but f32 is emulated on the CPU
     #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
     pub(crate) precision: PrecisionName,
 
@@ -638,7 +640,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_enum, default_value = "f32", value_name = "NAME")]
     pub(crate) momentum_dtype: ElementName,
 
-    /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 0.02 bf16, 0.004 fp16, at least 0.01
+    /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 5e-3 tf32, 0.02 bf16, 0.004 fp16, at least 0.01
     /// with bf16 momentum; AdamW 1e-5]
     #[arg(long, value_name = "T")]
     pub(crate) tolerance: Option<f64>,
@@ -701,6 +703,10 @@ pub(crate) struct PlanArgs {
     /// What the iterate is stored in
     #[arg(long, value_enum, default_value = "bf16", value_name = "NAME")]
     pub(crate) precision: PrecisionName,
+
+    /// How symmetric products are formed: auto, full (fewest launches), or a number of strips of rows
+    #[arg(long, value_name = "auto|full|N", default_value = "auto", value_parser = symmetric)]
+    pub(crate) symmetric: SymmetricProducts,
 
     /// What gradients are stored in
     #[arg(long, value_enum, default_value = "bf16", value_name = "NAME")]
@@ -805,6 +811,8 @@ pub(crate) enum ElementName {
 pub(crate) enum PrecisionName {
     /// 32 bit.
     F32,
+    /// 32 bit, of which products read 10 bits of mantissa (NVIDIA's tensor cores).
+    Tf32,
     /// bfloat16, rounded at every store.
     Bf16,
     /// IEEE half, rounded at every store.
@@ -815,6 +823,7 @@ impl From<PrecisionName> for Precision {
     fn from(name: PrecisionName) -> Self {
         match name {
             PrecisionName::F32 => Self::F32,
+            PrecisionName::Tf32 => Self::Tf32,
             PrecisionName::Bf16 => Self::Bf16,
             PrecisionName::Fp16 => Self::Fp16,
         }
@@ -827,6 +836,16 @@ impl From<ElementName> for Dtype {
             ElementName::F32 => Self::F32,
             ElementName::Bf16 => Self::Bf16,
         }
+    }
+}
+
+fn symmetric(text: &str) -> Result<SymmetricProducts, String> {
+    match text {
+        "auto" => Ok(SymmetricProducts::Auto),
+        "full" => Ok(SymmetricProducts::Full),
+        number => positive(number)
+            .map(SymmetricProducts::Strips)
+            .map_err(|_| "expected `auto`, `full` or a number of strips".into()),
     }
 }
 

@@ -45,6 +45,7 @@ fn run(command: &Command) -> Result<Ended> {
         Command::Tune(args) => tune::tune(args),
         Command::Schedules(args) => schedules::schedules(args),
         Command::Orthogonalize(args) => orthogonalize::orthogonalize(args),
+        Command::Compare(args) => orthogonalize::compare::compare(args),
         Command::Verify(args) => verify::verify(args),
         Command::Plan(args) => plan::plan(args),
         Command::Doctor(args) => doctor::doctor(args),

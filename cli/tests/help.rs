@@ -7,8 +7,17 @@ use std::path::Path;
 
 use support::{muon, ok};
 
-const COMMANDS: [&str; 8] =
-    ["train", "schedules", "tune", "orthogonalize", "verify", "plan", "doctor", "completions"];
+const COMMANDS: [&str; 9] = [
+    "train",
+    "schedules",
+    "tune",
+    "orthogonalize",
+    "compare",
+    "verify",
+    "plan",
+    "doctor",
+    "completions",
+];
 
 #[test]
 fn every_command_explains_itself_with_examples_and_exit_codes() {

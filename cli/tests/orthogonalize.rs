@@ -1,5 +1,5 @@
 //! Orthogonalizing files: right numbers, untouched neighbours, untouched inputs.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
 mod support;
 
@@ -135,5 +135,36 @@ fn damaged_and_non_finite_files_are_refused_and_nothing_is_written() {
         let named = if input == "nan" { "`weight`" } else { "cut.safetensors" };
         assert!(said.err.contains(named), "{}", said.err);
         assert!(!dir.path().join("out.safetensors").exists());
+    }
+}
+
+#[test]
+fn systems_are_compared_from_gradient_descent_to_the_exact_factor() {
+    let here = Path::new(".");
+    let compare = |more: &[&str]| -> serde_json::Value {
+        let args = [&["compare", "--shape", "20x12", "--json"], more].concat();
+        serde_json::from_str(&ok(here, &args).out).unwrap()
+    };
+    for device in ["cpu", "reference"] {
+        let value = compare(&["--device", device]);
+        let systems = value["systems"].as_array().unwrap();
+        let errors: Vec<f64> = systems.iter().map(|s| s["error"].as_f64().unwrap()).collect();
+        let [descent, exact, cubic, jordan, express] = errors[..] else { panic!("{errors:?}") };
+        // Better polynomials are nearer to the polar factor, and none is the factor.
+        assert!(descent > cubic && cubic > express && jordan > express && express > exact);
+        assert!(exact < if device == "cpu" { 1e-6 } else { 1e-12 }, "{exact:e}");
+    }
+    let table = ok(here, &["compare", "--spectrum", "power:1", "--precision", "tf32"]).out;
+    assert!(table.contains("spectrum power:1, on cpu, tf32"), "{table}");
+    for (args, word) in [
+        (&["compare", "--shape", "96"][..], "ROWSxCOLS"),
+        (&["compare", "--schedule", "nope"], "nope"),
+        (&["compare", "--schedule", "nonic3_band12", "--precision", "tf32"], "tuned_bf16"),
+        (&["compare", "--spectrum", "red"], "red"),
+        (&["compare", "--device", "reference", "--precision", "bf16"], "f64"),
+    ] {
+        let said = muon(here, args);
+        assert_eq!(said.code, Some(2), "{args:?}: {}", said.err);
+        assert!(said.err.contains(word), "{args:?}: {}", said.err);
     }
 }

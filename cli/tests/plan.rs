@@ -15,7 +15,8 @@ fn plan(args: &[&str]) -> Value {
 
 #[test]
 fn gpt2_small_in_standard_form() {
-    let value = plan(&["--model", "gpt2-small", "--schedule", "jordan", "--standard"]);
+    let args = ["--model", "gpt2-small", "--schedule", "jordan", "--standard"];
+    let value = plan(&[&args[..], &["--symmetric", "full"]].concat());
     assert_eq!(value["muon_elements"], 84_934_656);
     assert_eq!(value["adamw_elements"], 39_505_152);
     let buckets = value["buckets"].as_array().unwrap();
@@ -32,6 +33,34 @@ fn gpt2_small_in_standard_form() {
     let products = value["bound"]["products_ms"].as_f64().unwrap();
     assert!((products - 2.04).abs() < 0.01, "{products}");
     assert!(value["bound"]["what"].as_str().unwrap().contains("not a measurement"));
+    // Each symmetric product in two strips of rows: 3/4 of its FLOPs, twice the calls, and a mirror.
+    let halves = plan(&[&args[..], &["--symmetric", "2"]].concat());
+    assert_eq!(halves["flops"].as_u64().unwrap(), n3 * 5 * (48 * 5 + 12 * 31));
+    assert_eq!(halves["full_flops"], value["flops"]);
+    assert_eq!(halves["products"].as_u64().unwrap(), 3 * 5 * 5);
+    assert_eq!(
+        halves["kernel_launches"].as_u64().unwrap(),
+        value["kernel_launches"].as_u64().unwrap() + 3 * 5 * 2
+    );
+}
+
+#[test]
+fn symmetric_products_are_cut_where_that_is_modelled_to_pay() {
+    let value = plan(&["--model", "gpt2-small", "--schedule", "jordan", "--standard"]);
+    let buckets = value["buckets"].as_array().unwrap();
+    // 768 x 768: the mirror costs what the strips save.
+    assert_eq!(buckets[0]["symmetric_strips"]["square"], 1);
+    assert!(buckets[0]["symmetric_reason"].as_str().unwrap().contains("squares in full"));
+    let large = plan(&["--model", "llama-7b", "--schedule", "jordan"]);
+    let (executed, full) =
+        (large["flops"].as_f64().unwrap(), large["full_flops"].as_f64().unwrap());
+    let least = large["symmetric_flops"].as_f64().unwrap();
+    assert!(least < executed && executed < 0.9 * full, "{least} {executed} {full}");
+    let text = ok(Path::new("."), &["plan", "--model", "llama-7b"]).out;
+    assert!(text.contains(" strips: modelled at "), "{text}");
+    let said = muon(Path::new("."), &["plan", "--matrix", "8x8", "--symmetric", "half"]);
+    assert_eq!(said.code, Some(2));
+    assert!(said.err.contains("number of strips"), "{}", said.err);
 }
 
 #[test]

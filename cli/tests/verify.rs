@@ -18,9 +18,10 @@ fn data(name: &str) -> String {
 fn recordings_of_pytorch_hold_on_every_device_and_precision() {
     let here = Path::new(".");
     let (muon_file, adamw_file) = (data("torch_muon.json"), data("torch_adamw.json"));
-    let cases: [(&str, &[&str]); 6] = [
+    let cases: [(&str, &[&str]); 7] = [
         (&muon_file, &[]),
         (&muon_file, &["--device", "reference"]),
+        (&muon_file, &["--precision", "tf32"]),
         (&muon_file, &["--precision", "bf16"]),
         (&muon_file, &["--precision", "bf16", "--against", "bf16ns"]),
         (&adamw_file, &[]),

@@ -16,15 +16,19 @@ use crate::shape::{MatrixShape, Orientation};
 pub(super) struct MatrixBuffers {
     pub(super) x: [Vec<f32>; 2],
     small: Vec<Vec<f32>>,
+    /// What a product reads where that is not what is stored; empty elsewhere.
+    operands: [Vec<f32>; 2],
 }
 
 impl MatrixBuffers {
-    pub(super) fn new(recipe: &Recipe, shape: MatrixShape) -> Self {
+    pub(super) fn new(recipe: &Recipe, shape: MatrixShape, precision: Precision) -> Self {
         let n = shape.short();
+        let operands = if precision == Precision::Tf32 { [shape.len(), n * n] } else { [0, 0] };
         Self {
             x: [vec![0.0; shape.len()], vec![0.0; shape.len()]],
             // One by one: a cloned buffer is written here, page by page, instead of where it is first used.
             small: (0..recipe.small_buffers()).map(|_| vec![0.0; n * n]).collect(),
+            operands: operands.map(|len| vec![0.0; len]),
         }
     }
 
@@ -35,7 +39,11 @@ impl MatrixBuffers {
 
     /// For orthogonalizers that work in place.
     pub(super) fn direction_only(shape: MatrixShape) -> Self {
-        Self { x: [vec![0.0; shape.len()], Vec::new()], small: Vec::new() }
+        Self {
+            x: [vec![0.0; shape.len()], Vec::new()],
+            small: Vec::new(),
+            operands: [Vec::new(), Vec::new()],
+        }
     }
 }
 
@@ -54,7 +62,8 @@ pub(super) fn execute(
         match *op {
             Op::Gram { x, out } => {
                 let mut result = std::mem::take(&mut buffers.small[out.0]);
-                run.gram(&buffers.x[index(x)], &mut result);
+                let x = operand(precision, &buffers.x[index(x)], &mut buffers.operands[0]);
+                run.gram(x, &mut result);
                 buffers.small[out.0] = result;
             }
             Op::AolScale { x, r } => {
@@ -68,12 +77,19 @@ pub(super) fn execute(
                 let mut result = std::mem::take(&mut buffers.small[out.0]);
                 let small = |s: Small| buffers.small[s.0].as_slice();
                 let terms = [run.term(beta, small(c)), run.term(gamma, small(d))];
-                run.symmetric(alpha, small(a), small(b), terms, &mut result);
+                let [first, second] = &mut buffers.operands;
+                let left = operand(precision, small(a), first);
+                let right = if a == b { left } else { operand(precision, small(b), second) };
+                run.symmetric(alpha, left, right, terms, &mut result);
                 buffers.small[out.0] = result;
             }
             Op::Apply { out, alpha, q, x, beta } => {
                 let mut result = std::mem::take(&mut buffers.x[index(out)]);
-                run.apply(alpha, &buffers.small[q.0], &buffers.x[index(x)], beta, &mut result);
+                let x = &buffers.x[index(x)];
+                let [first, second] = &mut buffers.operands;
+                let read = operand(precision, x, first);
+                let q = operand(precision, &buffers.small[q.0], second);
+                run.apply(alpha, q, read, run.addend(beta, x), &mut result);
                 buffers.x[index(out)] = result;
             }
         }
@@ -85,6 +101,16 @@ fn index(x: Iterate) -> usize {
         Iterate::X0 => 0,
         Iterate::X1 => 1,
     }
+}
+
+/// What a product reads of a stored matrix: itself, or its rounding, which goes to `rounded`.
+fn operand<'a>(precision: Precision, stored: &'a [f32], rounded: &'a mut [f32]) -> &'a [f32] {
+    if precision != Precision::Tf32 {
+        return stored;
+    }
+    let rounded = &mut rounded[..stored.len()];
+    rounded.iter_mut().zip(stored).for_each(|(r, &x)| *r = precision.round_operand(x));
+    rounded
 }
 
 /// What the operations of one matrix share.
@@ -107,8 +133,13 @@ impl Run {
         Term { factor, matrix: c, cols: self.shape.short() }
     }
 
+    /// The iterate as an addend.
+    fn addend<'a>(&self, factor: f32, x: &'a [f32]) -> Term<'a> {
+        Term { factor, matrix: x, cols: self.shape.cols }
+    }
+
     fn epilogue<'a>(&self, terms: [Term<'a>; 2]) -> Epilogue<'a> {
-        Epilogue { precision: self.precision, terms }
+        Epilogue { precision: self.precision.stored(), terms }
     }
 
     fn gram(&self, x: &[f32], out: &mut [f32]) {
@@ -131,13 +162,13 @@ impl Run {
         tile::symmetric_product(view, alpha, left, right, self.epilogue(terms), self.parallel);
     }
 
-    fn apply(&self, alpha: f32, q: &[f32], x: &[f32], beta: f32, out: &mut [f32]) {
+    fn apply(&self, alpha: f32, q: &[f32], x: &[f32], addend: Term<'_>, out: &mut [f32]) {
         let MatrixShape { rows, cols } = self.shape;
         let (left, right) = match self.shape.orientation() {
             Orientation::Wide => (self.square(q), self.iterate(x)),
             Orientation::Tall => (self.iterate(x), self.square(q)),
         };
-        let epilogue = self.epilogue([Term { factor: beta, matrix: x, cols }, Term::NONE]);
+        let epilogue = self.epilogue([addend, Term::NONE]);
         let view = MatMut::from_row_major_slice_mut(out, rows, cols);
         tile::product(view, alpha, left, right, epilogue, self.parallel);
     }
@@ -151,7 +182,7 @@ impl Run {
         }
         for (i, row) in r.chunks_mut(n).enumerate() {
             for (r, dj) in row.iter_mut().zip(&*scale) {
-                *r = self.precision.round(*r * scale[i] * dj);
+                *r = self.precision.round(*r * (scale[i] * dj));
             }
         }
         for (i, row) in x.chunks_mut(cols).enumerate() {

@@ -51,8 +51,8 @@ fn shape((rows, cols): (usize, usize)) -> MatrixShape {
     MatrixShape { rows, cols }
 }
 
-fn buffers(recipe: &Recipe, shape: MatrixShape, x: &[f32]) -> MatrixBuffers {
-    let mut b = MatrixBuffers::new(recipe, shape);
+fn buffers(recipe: &Recipe, shape: MatrixShape, precision: Precision, x: &[f32]) -> MatrixBuffers {
+    let mut b = MatrixBuffers::new(recipe, shape, precision);
     b.x[0].copy_from_slice(x);
     b
 }
@@ -67,7 +67,7 @@ fn orthogonalized(
     precision: Precision,
     x: &[f32],
 ) -> Vec<f32> {
-    let mut b = buffers(recipe, shape, x);
+    let mut b = buffers(recipe, shape, precision, x);
     execute(recipe, shape, precision, &mut b, false);
     result(recipe, &b).to_vec()
 }
@@ -208,6 +208,52 @@ fn emulated_bf16_rounds_and_rounds_once_a_store() {
 }
 
 #[test]
+fn tf32_cuts_what_products_read_and_nothing_else() {
+    let s = shape((31, 33));
+    let x = Random(3).normalised(s);
+    for (schedule, recipe) in recipes() {
+        let found = orthogonalized(&recipe, s, Precision::Tf32, &x);
+        let (f32, expected) =
+            (orthogonalized(&recipe, s, Precision::F32, &x), plain(&recipe, s, &x));
+        let (error, f32_error) =
+            (relative_error(&found, &expected), relative_error(&f32, &expected));
+        println!("{}: {error:.2e}, f32 {f32_error:.2e}", schedule.name());
+        assert!(error > 20.0 * f32_error, "{}: {error:e} {f32_error:e}", schedule.name());
+    }
+    // One product by hand: X' = a·X + b·R·X with R = XXᵀ from cut X, R cut again, and a·X from X as it is.
+    let p = OddPolynomial::new(&[1.5, -0.5]).unwrap();
+    let normalization = Normalization::Frobenius { safety: 1.0 };
+    let schedule =
+        CoefficientSchedule::new("one", vec![p], normalization, Tail::Exact, "test").unwrap();
+    let recipe = Recipe::new(&schedule, &Method::Standard).unwrap();
+    let found = orthogonalized(&recipe, s, Precision::Tf32, &x);
+    let cut = |x: f32| Precision::Tf32.round_operand(x);
+    let (n, m) = (s.short(), s.long());
+    let read: Vec<f32> = x.iter().map(|x| cut(*x)).collect();
+    let r: Vec<f32> = (0..n * n)
+        .map(|i| {
+            let dot: f64 = (0..m)
+                .map(|k| f64::from(read[i / n * m + k]) * f64::from(read[i % n * m + k]))
+                .sum();
+            cut(narrow(dot))
+        })
+        .collect();
+    let product: Vec<f64> = (0..n * m)
+        .map(|i| {
+            let terms =
+                (0..n).map(|k| f64::from(r[i / m * n + k]) * f64::from(read[k * m + i % m]));
+            terms.sum()
+        })
+        .collect();
+    let of_found = found.iter().zip(&x).map(|(f, x)| (1.5 * f64::from(*x) - f64::from(*f)) / 0.5);
+    let of_found: Vec<f32> = of_found.map(narrow).collect();
+    let error = relative_error(&of_found, &product);
+    // Stores of f32 numbers fifty times larger: 2e-6; an entry of R on the edge of a cut may go to the other side. With one
+    // operand not cut: 1e-4 and more.
+    assert!(error < 4e-5, "{error:e}");
+}
+
+#[test]
 fn small_integers_are_exact_in_every_precision() {
     // One cubic step 2x - x³ on entries in {-1, 0, 1} and few of them: every sum is a small integer.
     let p = OddPolynomial::new(&[2.0, -1.0]).unwrap();
@@ -235,7 +281,7 @@ fn small_integers_are_exact_in_every_precision() {
             })
             .collect();
         let expected = plain(&recipe, s, &x);
-        for precision in [Precision::F32, Precision::Fp16, Precision::Bf16] {
+        for precision in [Precision::F32, Precision::Tf32, Precision::Fp16, Precision::Bf16] {
             let found = orthogonalized(&recipe, s, precision, &x);
             assert!(
                 found.iter().zip(&expected).all(|(&f, &e)| f64::from(f) == e),
@@ -296,13 +342,15 @@ fn threads_batches_and_repetition_change_no_bit() {
             ((33, 31), Precision::F32),
             ((300, 700), Precision::Bf16),
             ((700, 300), Precision::F32),
+            ((300, 700), Precision::Tf32),
         ] {
             let s = shape(dims);
             let inputs: Vec<Vec<f32>> = (1..4).map(|i| Random(i).normalised(s)).collect();
             let alone: Vec<Vec<u32>> =
                 inputs.iter().map(|x| bits(&orthogonalized(&recipe, s, precision, x))).collect();
             for threads in [1, 2, 3] {
-                let mut batch: Vec<_> = inputs.iter().map(|x| buffers(&recipe, s, x)).collect();
+                let mut batch: Vec<_> =
+                    inputs.iter().map(|x| buffers(&recipe, s, precision, x)).collect();
                 on_threads(threads, || {
                     batch.par_iter_mut().for_each(|b| execute(&recipe, s, precision, b, true));
                 });
@@ -320,7 +368,7 @@ fn symmetric_results_are_symmetric_to_the_bit() {
     let s = shape((300, 500));
     let schedule = preset("nonic3_band12").unwrap();
     let recipe = Recipe::new(&schedule, &Method::Gram { groups: vec![2, 1] }).unwrap();
-    let mut b = buffers(&recipe, s, &Random(2).normalised(s));
+    let mut b = buffers(&recipe, s, Precision::F32, &Random(2).normalised(s));
     execute(&recipe, s, Precision::F32, &mut b, false);
     for small in b.small() {
         for i in 0..300 {
@@ -338,7 +386,7 @@ fn a_nan_stays_in_its_own_matrix() {
     let good = Random(1).normalised(s);
     let mut bad = good.clone();
     bad[40] = f32::NAN;
-    let mut batch = [&good, &bad, &good].map(|x| buffers(&recipe, s, x));
+    let mut batch = [&good, &bad, &good].map(|x| buffers(&recipe, s, Precision::Bf16, x));
     batch.par_iter_mut().for_each(|b| execute(&recipe, s, Precision::Bf16, b, true));
     let expected = bits(&orthogonalized(&recipe, s, Precision::Bf16, &good));
     assert_eq!(bits(result(&recipe, &batch[0])), expected);
@@ -348,12 +396,12 @@ fn a_nan_stays_in_its_own_matrix() {
 
 #[test]
 fn only_products_allocate_and_always_the_same_number() {
-    for precision in [Precision::F32, Precision::Bf16] {
+    for precision in [Precision::F32, Precision::Bf16, Precision::Tf32] {
         let s = shape((200, 600));
         let schedule = preset("polar_express_5").unwrap();
         let recipe = Recipe::new(&schedule, &Method::Gram { groups: vec![2, 2, 1] }).unwrap();
         let x = Random(1).normalised(s);
-        let mut b = buffers(&recipe, s, &x);
+        let mut b = buffers(&recipe, s, precision, &x);
         execute(&recipe, s, precision, &mut b, false);
         let mut count = || {
             b.x[0].copy_from_slice(&x);

@@ -31,12 +31,15 @@ use elementwise::sum_of_squares;
 use execute::MatrixBuffers;
 #[cfg(feature = "cuda")]
 pub(crate) use execute::polar_factor_svd;
+#[cfg(feature = "cuda")]
+pub(crate) use passes::direction_of;
 
 /// The CPU device.
 ///
 /// # Numerics
 /// f32 with f64 norms; results are the same bits for every number of threads, batched or one by one. With
-/// [`Precision::Bf16`](crate::Precision::Bf16) or [`Precision::Fp16`](crate::Precision::Fp16) every store of the iterate is rounded where a GPU rounds.
+/// [`Precision::Bf16`](crate::Precision::Bf16) or [`Precision::Fp16`](crate::Precision::Fp16) every store of the iterate is rounded where a GPU rounds;
+/// with [`Precision::Tf32`](crate::Precision::Tf32) every operand of a product is.
 ///
 /// # Cost
 /// Workspace in f32 whatever the precision. After the first step nothing is allocated outside the matrix
@@ -223,7 +226,7 @@ impl Device for Cpu {
                     .map(|_| Slot {
                         buffers: match &bucket.treatment {
                             Treatment::Polynomial { recipe, .. } => {
-                                MatrixBuffers::new(recipe, bucket.shape)
+                                MatrixBuffers::new(recipe, bucket.shape, plan.precision())
                             }
                             _ => MatrixBuffers::direction_only(bucket.shape),
                         },
@@ -315,7 +318,11 @@ impl Device for Cpu {
         states: &[CpuState],
         out: &mut Vec<f32>,
     ) -> Result<f64> {
-        Ok(passes::direction(job, tensors, states, self.grad_scale, out).sqrt())
+        let StateBuffers::Momentum(momentum) = &states[job.param].buffers else { return Ok(0.0) };
+        let Some(grad) = tensors[job.tensor].grad else { return Ok(0.0) };
+        let sum =
+            passes::direction_of(&job.block, &job.scalars, grad, momentum, self.grad_scale, out);
+        Ok(sum.sqrt())
     }
 
     fn orthogonalize(

@@ -11,7 +11,7 @@ use super::elementwise::{
 };
 use super::{Cpu, CpuGrad, CpuParamMut, CpuState, Slot, StateBuffers, execute};
 use crate::config::Bf16Params;
-use crate::device::{AdamWJob, HostBuffer, MatrixJob, StepTensor};
+use crate::device::{AdamWJob, HostBuffer, MatrixJob, MuonScalars, StepTensor};
 use crate::plan::{Bucket, Treatment};
 use crate::precision::Precision;
 use crate::recipe::Iterate;
@@ -83,39 +83,44 @@ pub(super) fn pass_a(
     }
 }
 
-/// The direction of one matrix alone, as pass A makes it; returns the sum of its squares.
-pub(super) fn direction(
-    job: &MatrixJob,
-    tensors: &[StepTensor<'_, Cpu>],
-    states: &[CpuState],
+/// The direction of one matrix alone, as pass A makes it; returns the sum of its squares. `block` is where the matrix
+/// lies in gradient and momentum.
+pub(crate) fn direction_of(
+    block: &Block,
+    scalars: &MuonScalars,
+    grad: CpuGrad<'_>,
+    momentum: &HostBuffer,
     grad_scale: f32,
     out: &mut Vec<f32>,
 ) -> f64 {
-    fn rows<G: Element, M: Element>(
-        job: &MatrixJob,
-        grad: &[G],
-        momentum: &[M],
-        grad_scale: f32,
-        out: &mut [f32],
-    ) -> f64 {
-        let rows = out.chunks_mut(job.block.shape.cols).enumerate();
+    out.clear();
+    out.resize(block.shape.len(), 0.0);
+    let input = Direction { block, scalars, grad_scale };
+    match (grad, momentum) {
+        (CpuGrad::F32(g), HostBuffer::F32(m)) => input.rows(g, m, out),
+        (CpuGrad::F32(g), HostBuffer::Bf16(m)) => input.rows(g, m, out),
+        (CpuGrad::Bf16(g), HostBuffer::F32(m)) => input.rows(g, m, out),
+        (CpuGrad::Bf16(g), HostBuffer::Bf16(m)) => input.rows(g, m, out),
+        (CpuGrad::F16(g), HostBuffer::F32(m)) => input.rows(g, m, out),
+        (CpuGrad::F16(g), HostBuffer::Bf16(m)) => input.rows(g, m, out),
+    }
+}
+
+struct Direction<'a> {
+    block: &'a Block,
+    scalars: &'a MuonScalars,
+    grad_scale: f32,
+}
+
+impl Direction<'_> {
+    fn rows<G: Element, M: Element>(&self, grad: &[G], momentum: &[M], out: &mut [f32]) -> f64 {
+        let rows = out.chunks_mut(self.block.shape.cols).enumerate();
         rows.map(|(i, x)| {
-            let (grad, momentum) = (&grad[job.block.row(i)], &momentum[job.block.row(i)]);
-            elementwise::write_direction(grad, momentum, x, grad_scale, &job.scalars)
+            let row = self.block.row(i);
+            let (grad, momentum) = (&grad[row.clone()], &momentum[row]);
+            elementwise::write_direction(grad, momentum, x, self.grad_scale, self.scalars)
         })
         .sum()
-    }
-    out.clear();
-    out.resize(job.block.shape.len(), 0.0);
-    let StateBuffers::Momentum(momentum) = &states[job.param].buffers else { return 0.0 };
-    let Some(grad) = &tensors[job.tensor].grad else { return 0.0 };
-    match (grad, momentum) {
-        (CpuGrad::F32(g), HostBuffer::F32(m)) => rows(job, g, m, grad_scale, out),
-        (CpuGrad::F32(g), HostBuffer::Bf16(m)) => rows(job, g, m, grad_scale, out),
-        (CpuGrad::Bf16(g), HostBuffer::F32(m)) => rows(job, g, m, grad_scale, out),
-        (CpuGrad::Bf16(g), HostBuffer::Bf16(m)) => rows(job, g, m, grad_scale, out),
-        (CpuGrad::F16(g), HostBuffer::F32(m)) => rows(job, g, m, grad_scale, out),
-        (CpuGrad::F16(g), HostBuffer::Bf16(m)) => rows(job, g, m, grad_scale, out),
     }
 }
 

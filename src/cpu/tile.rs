@@ -59,7 +59,7 @@ impl Epilogue<'_> {
 /// Rounds every element, with the format decided outside the loop so that it vectorises.
 pub(super) fn round(precision: Precision, x: &mut [f32]) {
     match precision {
-        Precision::F32 => {}
+        Precision::F32 | Precision::Tf32 => {}
         Precision::Bf16 => x.iter_mut().for_each(|x| *x = Precision::Bf16.round(*x)),
         Precision::Fp16 => x.iter_mut().for_each(|x| *x = Precision::Fp16.round(*x)),
     }

@@ -21,6 +21,7 @@ use super::memory::Buffer;
 use super::status::cublas_error;
 use super::table;
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 
 /// Whether an operand is transposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +47,23 @@ pub(super) struct Product {
     pub(super) input: u32,
     /// Element type of C and D.
     pub(super) output: u32,
+    pub(super) compute: Compute,
+}
+
+/// What becomes of the operands of a product on their way to its f32 sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Compute {
+    /// They are used as they are.
+    Exact,
+    /// f32 operands are cut to tf32, for the tensor cores.
+    Tf32,
+}
+
+impl Compute {
+    /// How a precision of the iterate multiplies.
+    pub(super) fn of(precision: Precision) -> Self {
+        if precision == Precision::Tf32 { Self::Tf32 } else { Self::Exact }
+    }
 }
 
 /// What a cached plan belongs to.
@@ -172,11 +190,12 @@ impl Gemm {
 
     fn plan(&self, key: &Key) -> Result<MatmulPlan> {
         let p = &key.product;
-        let desc = result::create_matmul_desc(
-            cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            cudaDataType::CUDA_R_32F,
-        )
-        .map_err(|e| cublas_error(e, "describing a product"))?;
+        let compute = match p.compute {
+            Compute::Exact => cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Compute::Tf32 => cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        };
+        let desc = result::create_matmul_desc(compute, cudaDataType::CUDA_R_32F)
+            .map_err(|e| cublas_error(e, "describing a product"))?;
         let mut made = Unfinished { desc, layouts: Vec::new(), preference: None };
         for (attribute, op) in [
             (DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, p.op_a),

@@ -212,7 +212,7 @@ impl Launcher {
         let (stride, product_stride) = (batch.stride as u64, product_stride as u64);
         for (first, grid) in batches(batch)? {
             let offset = |address: u64, stride: u64, bytes: u64| address + first * stride * bytes;
-            let size = if batch.dtype == super::table::F32 { 4 } else { 2 };
+            let size = super::table::element_bytes(batch.dtype);
             let product = offset(product, product_stride, 4);
             let [c, d, out] = [c, d, out].map(|a| offset(a, stride, size));
             launch!(
@@ -230,7 +230,7 @@ impl Launcher {
     pub(super) fn symmetric_mirror(&self, batch: SymmetricBatch, out: u64) -> Result<()> {
         let n = count("rows", batch.n)?;
         let stride = batch.stride as u64;
-        let size = if batch.dtype == super::table::F32 { 4 } else { 2 };
+        let size = super::table::element_bytes(batch.dtype);
         for (first, grid) in batches(batch)? {
             let out = out + first * stride * size;
             launch!(self, "symmetric_mirror", grid, BLOCK, [out, n, stride, batch.dtype])?;

@@ -12,6 +12,7 @@ pub(crate) mod compile;
 #[cfg(feature = "cust")]
 mod cust;
 pub mod diagnosis;
+mod direction;
 mod execute;
 mod gemm;
 mod graph;
@@ -274,10 +275,16 @@ impl Device for Cuda {
             for (bucket, slots) in plan.buckets().iter().zip(&workspace.buckets) {
                 if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
                     let batch = bucket.slots.max(1);
-                    execute::execute(recipe, bucket.shape, slots, batch, &d.launcher, &mut d.gemm)
-                        .map_err(|e| {
-                            e.context(format_args!("rehearsing matrices {}", bucket.shape))
-                        })?;
+                    execute::execute(
+                        recipe,
+                        &bucket.symmetric,
+                        bucket.shape,
+                        slots,
+                        batch,
+                        &d.launcher,
+                        &mut d.gemm,
+                    )
+                    .map_err(|e| e.context(format_args!("rehearsing matrices {}", bucket.shape)))?;
                 }
             }
             Ok(workspace)
@@ -347,6 +354,20 @@ impl Device for Cuda {
         })
     }
 
+    fn direction(
+        &mut self,
+        job: &MatrixJob,
+        tensors: &[StepTensor<'_, Self>],
+        states: &[CudaState],
+        out: &mut Vec<f32>,
+    ) -> Result<f64> {
+        self.run(|d| {
+            let stream = Arc::clone(&d.launcher.stream);
+            let _fences = d.fence_grads(&stream, tensors);
+            direction::direction(&stream, d.grad_scale.address(), job, tensors, states, out)
+        })
+    }
+
     fn orthogonalize(
         &mut self,
         plan: &Plan,
@@ -359,9 +380,15 @@ impl Device for Cuda {
             let bucket = &plan.buckets()[bucket];
             match &bucket.treatment {
                 Treatment::Identity | Treatment::Frobenius => Ok(()),
-                Treatment::Polynomial { recipe, .. } => {
-                    execute::execute(recipe, bucket.shape, slots, active, &d.launcher, &mut d.gemm)
-                }
+                Treatment::Polynomial { recipe, .. } => execute::execute(
+                    recipe,
+                    &bucket.symmetric,
+                    bucket.shape,
+                    slots,
+                    active,
+                    &d.launcher,
+                    &mut d.gemm,
+                ),
                 Treatment::ExactSvd => {
                     let stream = &d.launcher.stream;
                     let mut x = vec![0.0; bucket.shape.len()];

@@ -34,10 +34,15 @@ pub(super) fn dtype_code(dtype: Dtype) -> u32 {
 /// The number of what an iterate is stored in.
 pub(super) fn precision_code(precision: Precision) -> u32 {
     match precision {
-        Precision::F32 => F32,
+        Precision::F32 | Precision::Tf32 => F32,
         Precision::Bf16 => BF16,
         Precision::Fp16 => F16,
     }
+}
+
+/// Bytes of an element of that number.
+pub(super) fn element_bytes(dtype: u32) -> u64 {
+    if dtype == F32 { 4 } else { 2 }
 }
 
 /// One matrix of a step; see the struct of that name in `kernels/prelude.cuh`.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+use super::gemm::Compute;
 use super::memory::{Buffer, Room, Table};
 use super::table::{self, Matrix, Norm, Scalars};
 use crate::error::{Error, Result};
@@ -37,6 +38,8 @@ pub(super) struct Slots {
     pub(super) small_stride: usize,
     /// Element type.
     pub(super) dtype: u32,
+    /// How products read their operands.
+    pub(super) compute: Compute,
     /// Where the update is after orthogonalization.
     result: Iterate,
 }
@@ -100,6 +103,7 @@ impl Slots {
             iterate_stride,
             small_stride,
             dtype: table::precision_code(precision),
+            compute: Compute::of(precision),
             result,
         })
     }
@@ -149,18 +153,15 @@ impl Slots {
         slot * self.iterate_stride * size_of::<f32>()
     }
 
-    fn element_bytes(&self) -> u64 {
-        if self.dtype == table::F32 { 4 } else { 2 }
-    }
-
     /// Address of the iterate that pass A writes, of one slot.
     pub(super) fn direction(&self, slot: usize) -> u64 {
-        self.iterates[0] + (slot * self.iterate_stride) as u64 * self.element_bytes()
+        self.iterates[0] + (slot * self.iterate_stride) as u64 * table::element_bytes(self.dtype)
     }
 
     /// Address of what pass B reads, of one slot.
     pub(super) fn update(&self, slot: usize) -> u64 {
-        self.iterate(self.result) + (slot * self.iterate_stride) as u64 * self.element_bytes()
+        self.iterate(self.result)
+            + (slot * self.iterate_stride) as u64 * table::element_bytes(self.dtype)
     }
 }
 

@@ -224,7 +224,7 @@ impl<D: Device> Muon<D> {
     /// call it every so many steps.
     ///
     /// # Errors
-    /// As [`Muon::step`]; a device that cannot copy directions to the host.
+    /// As [`Muon::step`].
     ///
     /// # Example
     /// ```

@@ -5,7 +5,7 @@ use cuda_emulator::Counters;
 use half::bf16;
 use muon_cuda::{
     AdamWRule, Cuda, MethodChoice, Muon, MuonConfig, ParamId, ParamSpec, Precision, StepOptions,
-    StepTensor,
+    StepTensor, SymmetricProducts,
 };
 
 use crate::device::{Offset, Session, muon, stream, with_device};
@@ -22,7 +22,11 @@ struct Gpt2 {
 impl Gpt2 {
     fn new(divisor: usize, preset: &str, method: MethodChoice, precision: Precision) -> Self {
         let width = 768 / divisor;
-        let mut muon = muon(MuonConfig { precision, ..MuonConfig::default() });
+        let mut muon = muon(MuonConfig {
+            precision,
+            symmetric_products: SymmetricProducts::Full,
+            ..MuonConfig::default()
+        });
         let hidden = crate::support::rule(preset);
         let hidden = muon_cuda::MuonRule { method, weight_decay: 0.1, ..hidden };
         let hidden = muon.add_group("hidden", hidden).unwrap();

@@ -17,6 +17,9 @@ mod graph;
 mod hostile;
 mod plan;
 mod regressions;
+mod spectra;
 mod step;
 #[path = "../support/mod.rs"]
 mod support;
+mod symmetric;
+mod systems;

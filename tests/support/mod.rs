@@ -57,7 +57,7 @@ pub fn rule(preset: &str) -> MuonRule {
 /// A schedule with polynomials of degree 9 that has room for the rounding of that precision.
 pub fn degree_nine(precision: Precision) -> &'static str {
     match precision {
-        Precision::Bf16 => "tuned_bf16",
+        Precision::Bf16 | Precision::Tf32 => "tuned_bf16",
         Precision::Fp16 => "tuned_fp16",
         _ => "nonic3_band12",
     }

@@ -1,5 +1,6 @@
 //! `muon orthogonalize`: every matrix of a safetensors file, with the error of each result.
 
+pub(crate) mod compare;
 mod measure;
 
 use std::fs;
@@ -48,7 +49,7 @@ pub(crate) fn orthogonalize(args: &OrthogonalizeArgs) -> Result<Ended> {
         }
     };
     let session = args.device.open()?;
-    let mut engine = Engine::new(args, orthogonalizer)?;
+    let mut engine = Engine::new(args.device, args.precision, orthogonalizer)?;
     let file = TensorFile::load(&args.input)?;
     let names: Vec<String> = file.names().map(str::to_owned).collect();
     let bar = notes.bar("orthogonalize", names.len() as u64);
@@ -137,9 +138,13 @@ impl Arithmetic {
 }
 
 impl Engine {
-    fn new(args: &OrthogonalizeArgs, orthogonalizer: Orthogonalizer) -> Result<Self> {
-        let precision = args.precision.unwrap_or(args.device.default_precision());
-        if args.device == DeviceName::Reference && precision != PrecisionName::F32 {
+    fn new(
+        device: DeviceName,
+        precision: Option<PrecisionName>,
+        orthogonalizer: Orthogonalizer,
+    ) -> Result<Self> {
+        let precision = precision.unwrap_or(device.default_precision());
+        if device == DeviceName::Reference && precision != PrecisionName::F32 {
             return Err(usage(
                 "device `reference` computes in f64; --precision belongs to the others",
             ));
@@ -149,7 +154,7 @@ impl Engine {
             precision: precision.into(),
             ..OrthogonalizeOptions::default()
         };
-        let mut engine = Self { arithmetic: Arithmetic::new(args.device)?, options };
+        let mut engine = Self { arithmetic: Arithmetic::new(device)?, options };
         // A schedule that this precision makes unsafe is found before the file is read.
         engine.run(&[1, 1], &[1.0])?;
         Ok(engine)

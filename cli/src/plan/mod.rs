@@ -37,6 +37,7 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<Ended> {
     let config = MuonConfig {
         precision: args.precision.into(),
         momentum_dtype: args.momentum_dtype.into(),
+        symmetric_products: args.symmetric,
         ..MuonConfig::default()
     };
     let config = match args.workspace_mib {
@@ -116,7 +117,7 @@ impl Bound {
     fn new(plan: &Plan, cost: &StepCost, profile: &Profile) -> Self {
         let flops = profile.flops(plan.precision());
         Self {
-            products: cost.flops.full as f64 / flops,
+            products: cost.executed_flops as f64 / flops,
             symmetric_products: cost.flops.symmetric as f64 / flops,
             passes: cost.pass_bytes() as f64 / profile.bandwidth,
         }
@@ -149,12 +150,19 @@ fn document(
             "method": b.method.as_ref().map(ToString::to_string),
             "reason": b.reason,
             "symmetric_flops": b.flops(),
+            "symmetric_strips": {
+                "gram": b.symmetric.gram,
+                "square": b.symmetric.square,
+                "product": b.symmetric.product,
+            },
+            "symmetric_reason": b.symmetric.reason,
         })).collect::<Vec<_>>(),
         "muon_elements": plan.elements(),
         "adamw_elements": shapes.adamw_elements,
         "kernel_launches": cost.kernel_launches,
         "products": cost.products,
-        "flops": cost.flops.full,
+        "flops": cost.executed_flops,
+        "full_flops": cost.flops.full,
         "symmetric_flops": cost.flops.symmetric,
         "pass_a_bytes": cost.pass_a_bytes,
         "pass_b_bytes": cost.pass_b_bytes,
@@ -183,7 +191,7 @@ fn text(shapes: &Shapes, plan: &Plan, cost: &StepCost, profile: &Profile, bound:
             format!("{}, {method}", b.orthogonalizer),
             format!("{:.2}", b.flops() as f64 / 1e9),
         ]);
-        reasons.push_str(&format!("  {}: {}\n", b.shape, b.reason));
+        reasons.push_str(&format!("  {}: {}\n    {}\n", b.shape, b.reason, b.symmetric.reason));
     }
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let ms = |seconds: f64| format!("{:.3} ms", 1e3 * seconds);
@@ -191,7 +199,7 @@ fn text(shapes: &Shapes, plan: &Plan, cost: &StepCost, profile: &Profile, bound:
         "{source}\n{buckets}\n{reasons}\
          iterate {precision}, {chunks} chunk(s); {muon} elements under Muon, {adamw} under AdamW\n\
          a step: {launches} kernel launches + {products} calls of cublasLt = {all}\n\
-         products: {full:.2} GFLOP as executed, {least:.2} GFLOP with one triangle of symmetric products\n\
+         products: {executed:.2} GFLOP as executed, {full:.2} with symmetric products in full, {least:.2} with one triangle of them\n\
          passes: pass A {a}, pass B {b}, AdamW {w}\n\
          workspace {workspace}, optimizer state {state}\n\
          at least {step} a step on {name}: products {t_products} ({t_least} by one triangle) + passes {t_passes}\n  \
@@ -204,6 +212,7 @@ fn text(shapes: &Shapes, plan: &Plan, cost: &StepCost, profile: &Profile, bound:
         launches = cost.kernel_launches,
         products = cost.products,
         all = cost.kernel_launches + cost.products,
+        executed = cost.executed_flops as f64 / 1e9,
         full = cost.flops.full as f64 / 1e9,
         least = cost.flops.symmetric as f64 / 1e9,
         a = mib(cost.pass_a_bytes),

@@ -14,10 +14,10 @@ use super::config::{Kind, MuonMethod, Task};
 use super::transformer::TransformerShape;
 
 /// Coefficient schedules that are compared unless others are asked for; `exact` is the SVD. The cheapest one has
-/// no room for 16-bit rounding, where a tuned one takes its place.
+/// no room for rounding to 16 bit or tf32, where a tuned one takes its place.
 pub(crate) fn schedules(precision: Precision) -> [&'static str; 5] {
     let cheapest = match precision {
-        Precision::Bf16 => "tuned_bf16",
+        Precision::Bf16 | Precision::Tf32 => "tuned_bf16",
         Precision::Fp16 => "tuned_fp16",
         _ => "nonic3_band12",
     };

@@ -153,8 +153,8 @@ fn check_spectra(args: &TrainArgs, config: &Config) -> Result<()> {
     if args.record_spectra.is_none() {
         return Ok(());
     }
-    if config.device != DeviceName::Cpu {
-        return Err(usage("--record-spectra belongs to device `cpu`"));
+    if config.device == DeviceName::Reference {
+        return Err(usage("--record-spectra: device `reference` has no directions to record"));
     }
     if !config.optimizers.iter().any(OptimizerConfig::is_muon) {
         return Err(usage(
