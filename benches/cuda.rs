@@ -47,9 +47,10 @@ impl Scale {
 }
 
 /// Precisions, each with a schedule of degree 9 that has room for its rounding.
-const PRECISIONS: [(Precision, &str); 3] = [
+const PRECISIONS: [(Precision, &str); 4] = [
     (Precision::Bf16, "tuned_bf16"),
     (Precision::Fp16, "tuned_fp16"),
+    (Precision::Tf32, "tuned_bf16"),
     (Precision::F32, "nonic3_band12"),
 ];
 

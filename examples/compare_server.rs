@@ -29,7 +29,8 @@ const LAYER: [[usize; 2]; 6] =
     [[768, 768], [768, 768], [768, 768], [768, 768], [768, 3072], [3072, 768]];
 
 fn main() -> Result<()> {
-    let mut orthogonalizations = Orthogonalizations { device: Cpu::new()?, loaded: None };
+    let mut orthogonalizations =
+        Orthogonalizations { device: Cpu::new()?, loaded: None, output: Vec::new() };
     let mut training: Option<(String, Training)> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
@@ -78,6 +79,8 @@ fn precision_named(name: &str) -> Result<Precision> {
 struct Orthogonalizations {
     device: Cpu,
     loaded: Option<(String, Vec<f32>)>,
+    /// The caller's, so it is not fresh from the system at every call.
+    output: Vec<f32>,
 }
 
 impl Orthogonalizations {
@@ -108,12 +111,14 @@ impl Orthogonalizations {
         };
         let options =
             OrthogonalizeOptions { orthogonalizer, precision, method, ..Default::default() };
-        let mut output = vec![0.0f32; shape.len()];
+        self.output.clear();
+        self.output.resize(shape.len(), 0.0);
         let start = Instant::now();
-        let done = orthogonalize(&mut self.device, shape, &input[..], &mut output[..], &options)?;
+        let done =
+            orthogonalize(&mut self.device, shape, &input[..], &mut self.output[..], &options)?;
         let seconds = start.elapsed().as_secs_f64();
         if result != "-" {
-            let bytes: Vec<u8> = output.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let bytes: Vec<u8> = self.output.iter().flat_map(|x| x.to_le_bytes()).collect();
             std::fs::write(result, bytes)?;
         }
         let method = done.method.map_or_else(|| "svd".to_owned(), |m| m.to_string());

@@ -34,7 +34,10 @@ pub(super) fn products(
     let (kind, compute, size) = match precision {
         Precision::Bf16 => (cudaDataType::CUDA_R_16BF, cublasComputeType_t::CUBLAS_COMPUTE_32F, 2),
         Precision::Fp16 => (cudaDataType::CUDA_R_16F, cublasComputeType_t::CUBLAS_COMPUTE_32F, 2),
-        _ => (cudaDataType::CUDA_R_32F, cublasComputeType_t::CUBLAS_COMPUTE_32F, 4),
+        Precision::Tf32 => {
+            (cudaDataType::CUDA_R_32F, cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32, 4)
+        }
+        Precision::F32 => (cudaDataType::CUDA_R_32F, cublasComputeType_t::CUBLAS_COMPUTE_32F, 4),
     };
     let values = numbers(n * n, 7);
     let values = values.iter();
