@@ -4,17 +4,17 @@
 //! measured in the same run.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a bench prints")]
 
-use std::hint::black_box;
+#[path = "cpu/ceiling.rs"]
+mod ceiling;
+
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, Par};
 use muon_cuda::{Cpu, MatrixShape, OrthogonalizeOptions, Orthogonalizer, Precision, orthogonalize};
 
 const SHAPES: [(usize, usize); 5] =
     [(256, 256), (768, 768), (768, 3072), (1024, 4096), (3072, 768)];
-const PRESETS: [&str; 3] = ["jordan", "polar_express_5", "nonic3_band12"];
+const PRESETS: [&str; 4] = ["jordan", "polar_express_5", "nonic3_band12", "tuned_bf16"];
 
 /// Standard normal numbers, near enough: sums of twelve uniform ones.
 fn gaussian(len: usize) -> Vec<f32> {
@@ -32,26 +32,6 @@ fn options(orthogonalizer: Orthogonalizer, precision: Precision) -> Orthogonaliz
     OrthogonalizeOptions { orthogonalizer, precision, ..OrthogonalizeOptions::default() }
 }
 
-/// GFLOP/s of square f32 products of size `n`, one at a time on each of that many threads.
-fn ceiling(n: usize, threads: usize) -> f64 {
-    let products = 8;
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(move || {
-                let a = Mat::<f32>::from_fn(n, n, |i, j| ((i * 7 + j) % 13) as f32 - 6.0);
-                let mut c = Mat::<f32>::zeros(n, n);
-                for _ in 0..products {
-                    matmul(&mut c, Accum::Replace, &a, &a, 1.0, Par::Seq);
-                }
-                black_box(&c);
-            });
-        }
-    });
-    let flops = 2.0 * (n as f64).powi(3) * f64::from(products) * threads as f64;
-    flops / start.elapsed().as_secs_f64() / 1e9
-}
-
 fn main() {
     let mut criterion = Criterion::default()
         .sample_size(10)
@@ -65,11 +45,15 @@ fn main() {
         let mut exact = vec![0.0f32; shape.len()];
         let svd = options(Orthogonalizer::ExactSvd, Precision::F32);
         orthogonalize(&mut cpu, shape, &input[..], &mut exact[..], &svd).unwrap();
-        let peak = ceiling(shape.short(), cpu.threads());
+        let peak = ceiling::ceiling(shape.short(), cpu.threads()) / 1e9;
         println!("{shape}: ceiling {peak:.0} GFLOP/s on {} threads", cpu.threads());
         let mut group = criterion.benchmark_group(format!("orthogonalize/{shape}"));
         for preset in PRESETS {
             for precision in [Precision::F32, Precision::Bf16] {
+                // It has no room for rounding: the plan refuses it in 16 bit.
+                if preset == "nonic3_band12" && precision != Precision::F32 {
+                    continue;
+                }
                 let options = options(Orthogonalizer::preset(preset).unwrap(), precision);
                 let mut output = vec![0.0f32; shape.len()];
                 let mut run = || {

@@ -4,12 +4,12 @@
 //! The ceiling is the time the step's GEMM FLOPs take at the speed of a 768³ f32 product on every core.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a bench prints")]
 
-use std::hint::black_box;
+#[path = "cpu/ceiling.rs"]
+mod ceiling;
+
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, Par};
 use muon_cuda::reference::{Matrix, newton_schulz};
 use muon_cuda::{
     Cpu, Muon, MuonConfig, MuonRule, Orthogonalizer, ParamSpec, StepOptions, StepTensor,
@@ -29,25 +29,6 @@ fn numbers(len: usize, mut state: u64) -> Vec<f32> {
             f32::from(bits) / 32768.0 - 1.0
         })
         .collect()
-}
-
-fn ceiling(threads: usize) -> f64 {
-    let (n, products) = (768, 6);
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(move || {
-                let a = Mat::<f32>::from_fn(n, n, |i, j| ((i * 7 + j) % 13) as f32 - 6.0);
-                let mut c = Mat::<f32>::zeros(n, n);
-                for _ in 0..products {
-                    matmul(&mut c, Accum::Replace, &a, &a, 1.0, Par::Seq);
-                }
-                black_box(&c);
-            });
-        }
-    });
-    let flops = 2.0 * (n as f64).powi(3) * f64::from(products) * threads as f64;
-    flops / start.elapsed().as_secs_f64()
 }
 
 /// Relative error of one small step against the f64 oracle's polynomials.
@@ -89,7 +70,7 @@ fn main() {
         .configure_from_args();
     for preset in ["jordan", "polar_express_5", "nonic3_band12"] {
         let cpu = Cpu::new().unwrap();
-        let peak = ceiling(cpu.threads());
+        let peak = ceiling::ceiling(768, cpu.threads());
         let mut muon = Muon::new(cpu, MuonConfig::default()).unwrap();
         let rule = MuonRule {
             orthogonalizer: Orthogonalizer::preset(preset).unwrap(),
