@@ -37,7 +37,7 @@ pub(super) fn products(
         Precision::Tf32 => {
             (cudaDataType::CUDA_R_32F, cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32, 4)
         }
-        Precision::F32 => (cudaDataType::CUDA_R_32F, cublasComputeType_t::CUBLAS_COMPUTE_32F, 4),
+        _ => (cudaDataType::CUDA_R_32F, cublasComputeType_t::CUBLAS_COMPUTE_32F, 4),
     };
     let values = numbers(n * n, 7);
     let values = values.iter();
