@@ -341,4 +341,18 @@ mod tests {
             assert_eq!(a.power, b.power * 2f32.powi(k), "2^{k}");
         }
     }
+
+    #[test]
+    fn what_is_not_finite_is_found_wherever_it_stands() {
+        let finite: Vec<f32> =
+            (0..67).map(|i| if i % 2 == 0 { f32::MAX } else { -f32::MIN_POSITIVE }).collect();
+        assert!(all_finite(&finite) && all_finite(&[]) && all_finite(&[-0.0]));
+        for i in 0..finite.len() {
+            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = finite.clone();
+                x[i] = bad;
+                assert!(!all_finite(&x), "{bad} at {i}");
+            }
+        }
+    }
 }
