@@ -10,7 +10,6 @@
 
 mod support;
 
-use std::process::Command;
 use std::sync::{Arc, Once};
 
 use cuda_emulator::{Config, Emulator, Log};
@@ -37,9 +36,7 @@ const LENGTHS: [usize; 3] = [24 * 40, 40 * 24, 33];
 fn load(config: Config) -> Emulator {
     static FETCHED: Once = Once::new();
     FETCHED.call_once(|| {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/emulator/fetch-nvrtc");
-        let output = Command::new(script).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        cuda_emulator::fetch_nvrtc().unwrap();
         // SAFETY: the first thing that every test of this binary does.
         unsafe {
             std::env::set_var(

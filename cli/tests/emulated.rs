@@ -4,25 +4,12 @@
 mod support;
 
 use std::path::Path;
-use std::process::Command;
-use std::sync::Once;
 
 use support::{metrics, ok, tiny};
 
-/// NVRTC, which compiles the kernels, into the target directory.
-fn fetch_nvrtc() {
-    static FETCHED: Once = Once::new();
-    FETCHED.call_once(|| {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../emulator/fetch-nvrtc");
-        let target = Path::new(env!("CARGO_BIN_EXE_muon")).ancestors().nth(2).unwrap();
-        let output = Command::new(script).arg(target).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    });
-}
-
 #[test]
 fn recordings_of_pytorch_hold_in_every_precision() {
-    fetch_nvrtc();
+    cuda_emulator::fetch_nvrtc().unwrap();
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data");
     let (muon_file, adamw_file) =
         (format!("{data}/torch_muon.json"), format!("{data}/torch_adamw.json"));
@@ -58,7 +45,7 @@ fn recordings_of_pytorch_hold_in_every_precision() {
 
 #[test]
 fn training_follows_the_cpu_that_rounds_alike() {
-    fetch_nvrtc();
+    cuda_emulator::fetch_nvrtc().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let run = |out: &str, device: &[&str]| {
         let job = ["--optimizer", "muon", "--schedule", "jordan", "--steps", "10", "--out", out];
@@ -88,7 +75,7 @@ fn training_follows_the_cpu_that_rounds_alike() {
 
 #[test]
 fn a_stopped_run_resumes_with_the_state_of_the_device() {
-    fetch_nvrtc();
+    cuda_emulator::fetch_nvrtc().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let job = ["--optimizer", "muon", "--schedule", "jordan", "--device", "emulated"];
     let args: Vec<&str> = tiny(&job)
@@ -125,7 +112,7 @@ fn write_matrix(path: &Path) {
 
 #[test]
 fn orthogonalized_files_agree_with_the_cpu() {
-    fetch_nvrtc();
+    cuda_emulator::fetch_nvrtc().unwrap();
     let dir = tempfile::tempdir().unwrap();
     write_matrix(&dir.path().join("in.safetensors"));
     let run = |device: &str| {
@@ -150,7 +137,7 @@ fn orthogonalized_files_agree_with_the_cpu() {
 
 #[test]
 fn spectra_of_directions_are_those_of_the_cpu_that_rounds_alike() {
-    fetch_nvrtc();
+    cuda_emulator::fetch_nvrtc().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let run = |out: &str, device: &[&str]| {
         let spectra = format!("{out}.jsonl");
@@ -169,7 +156,7 @@ fn spectra_of_directions_are_those_of_the_cpu_that_rounds_alike() {
 
 #[test]
 fn what_the_emulator_finds_makes_a_command_fail() {
-    fetch_nvrtc();
+    cuda_emulator::fetch_nvrtc().unwrap();
     let dir = tempfile::tempdir().unwrap();
     write_matrix(&dir.path().join("in.safetensors"));
     let args = ["orthogonalize", "in.safetensors", "out.safetensors", "--device", "emulated"];
@@ -192,7 +179,7 @@ fn what_the_emulator_finds_makes_a_command_fail() {
 
 #[test]
 fn systems_are_compared_on_the_emulated_device() {
-    fetch_nvrtc();
+    cuda_emulator::fetch_nvrtc().unwrap();
     let here = Path::new(".");
     let args = ["compare", "--shape", "24x40", "--device", "emulated", "--schedule", "tuned_bf16"];
     let said = ok(here, &[&args[..], &["--json"]].concat());

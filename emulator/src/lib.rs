@@ -5,9 +5,11 @@
 //! * [`ptx`]: PTX text to a [`ptx::Module`].
 //! * [`exec`]: runs an entry of a module over a grid.
 //! * [`finding`]: what the checks report.
+//! * [`load`] and [`fetch`]: the emulated libraries, and NVRTC, into a test process.
 
 pub mod blas;
 pub mod exec;
+pub mod fetch;
 pub mod finding;
 pub mod load;
 pub mod memory;
@@ -15,6 +17,7 @@ pub mod ptx;
 pub mod runtime;
 pub mod thin;
 
+pub use fetch::{FetchError, NvrtcDirectories, fetch_nvrtc};
 pub use finding::{Checked, Finding, FindingKind, SourceLine};
 pub use load::{Emulator, LoadError};
 pub use memory::{AllocationInfo, DeviceMemory, OutOfMemory, ReadPolicy};

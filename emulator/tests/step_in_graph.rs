@@ -52,13 +52,10 @@ fn compile() -> cudarc::nvrtc::Ptx {
 }
 
 fn compile_once() -> cudarc::nvrtc::Ptx {
-    let include = std::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fetch-nvrtc"))
-        .output()
-        .unwrap();
-    let library = String::from_utf8(include.stdout).unwrap().lines().next().unwrap().to_owned();
+    let library = cuda_emulator::fetch_nvrtc().unwrap().cuda_13;
     let options = cudarc::nvrtc::CompileOptions {
         arch: Some("sm_90"),
-        include_paths: vec![format!("{library}/../include")],
+        include_paths: vec![format!("{}/../include", library.display())],
         ..Default::default()
     };
     cudarc::nvrtc::compile_ptx_with_opts(SOURCE, options).unwrap()

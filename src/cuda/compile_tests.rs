@@ -18,17 +18,8 @@ const FILL: KernelSource = KernelSource {
 };
 
 pub(in crate::cuda) fn emulator(config: Config) -> Emulator {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/emulator/fetch-nvrtc");
-    let output = Command::new(script).arg(target()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    cuda_emulator::fetch_nvrtc().unwrap();
     Emulator::load(config).unwrap()
-}
-
-/// The target directory that this test was built in.
-pub(in crate::cuda) fn target() -> PathBuf {
-    let executable = std::env::current_exe().unwrap();
-    let directory = executable.ancestors().find(|path| path.join("CACHEDIR.TAG").is_file());
-    directory.unwrap().to_owned()
 }
 
 fn quiet() -> Config {

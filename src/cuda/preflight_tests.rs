@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::cuda::compile::tests::{emulator, target};
+use crate::cuda::compile::tests::emulator;
 use crate::cuda::diagnosis::compile_nothing;
 use crate::cuda::status::cublas_error;
 
@@ -203,8 +203,8 @@ fn cublas_lt_absent_or_incomplete() {
 
 /// Puts the real NVRTC, or its builtins, into a directory.
 fn plant_real(directory: &Path, prefix: &str) {
-    let from = target().join("cuda-python/nvidia/cu13/lib");
-    for file in std::fs::read_dir(from).unwrap() {
+    let from = cuda_emulator::fetch_nvrtc().unwrap();
+    for file in std::fs::read_dir(from.cuda_13).unwrap() {
         let file = file.unwrap();
         let name = file.file_name().into_string().unwrap();
         if name.starts_with(prefix) && !name.contains(".alt.") {
@@ -219,7 +219,7 @@ fn plant_real(directory: &Path, prefix: &str) {
 fn nvrtc_without_its_builtins_and_a_complete_installation() {
     // Fetches NVRTC, and keeps others from loading meanwhile.
     let _emulator = emulator(cuda_emulator::Config::default());
-    let directory = tempfile::tempdir_in(target()).unwrap();
+    let directory = tempfile::tempdir_in(cuda_emulator::fetch_nvrtc().unwrap().target).unwrap();
     plant_driver(directory.path(), &[]);
     plant(directory.path(), "libcublasLt.so", CUBLAS_LT_SYMBOLS, &[]);
     plant_real(directory.path(), "libnvrtc.so");

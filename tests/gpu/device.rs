@@ -1,6 +1,5 @@
 //! Where the tests run: the emulator, or the GPU with `MUON_TEST_DEVICE=gpu`.
 
-use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use cuda_emulator::{Config, Counters, Emulator};
@@ -16,9 +15,7 @@ pub fn on_gpu() -> bool {
 fn fetch_nvrtc() {
     static FETCHED: OnceLock<()> = OnceLock::new();
     FETCHED.get_or_init(|| {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/emulator/fetch-nvrtc");
-        let output = Command::new(script).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        cuda_emulator::fetch_nvrtc().unwrap();
         // The cache of the tests, not the user's.
         let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/muon-kernels");
         // SAFETY: every test of this binary comes through here before it looks at the environment.

@@ -4,21 +4,23 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use cuda_emulator::NvrtcDirectories;
+
 use crate::options::options;
 
 /// The directory of ptxas and cuobjdump; NVRTC is loaded on the way.
 fn tools() -> &'static Path {
     static TOOLS: OnceLock<PathBuf> = OnceLock::new();
     TOOLS.get_or_init(|| {
+        let NvrtcDirectories { target, cuda_13: nvrtc, .. } = cuda_emulator::fetch_nvrtc().unwrap();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/fetch-cuda-tools");
-        let output = Command::new(script).env("CARGO_TARGET_DIR", target()).output().unwrap();
+        let output = Command::new(script).env("CARGO_TARGET_DIR", target).output().unwrap();
         assert!(
             output.status.success(),
             "NVRTC and ptxas could not be fetched, and without them the kernels are not checked:\n{}",
             String::from_utf8_lossy(&output.stderr)
         );
         // By path, builtins first: the lookup by name then finds them loaded.
-        let nvrtc = target().join("cuda-python/nvidia/cu13/lib");
         let mut files: Vec<PathBuf> =
             std::fs::read_dir(&nvrtc).unwrap().map(|file| file.unwrap().path()).collect();
         files.sort();
@@ -33,13 +35,6 @@ fn tools() -> &'static Path {
         }
         PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
     })
-}
-
-/// The target directory that this test was built in.
-fn target() -> PathBuf {
-    let executable = std::env::current_exe().unwrap();
-    let directory = executable.ancestors().find(|path| path.join("CACHEDIR.TAG").is_file());
-    directory.unwrap().to_owned()
 }
 
 /// PTX as the library would compile it; NVRTC's log when it does not.

@@ -7,8 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test support fails loudly")]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use libloading::Library;
@@ -27,39 +26,25 @@ pub(crate) struct Nvrtc {
     include: PathBuf,
 }
 
-// The library is only called under NVRTC's own documented thread safety.
-fn directories() -> Option<&'static Vec<PathBuf>> {
-    static DIRECTORIES: OnceLock<Option<Vec<PathBuf>>> = OnceLock::new();
-    DIRECTORIES
-        .get_or_init(|| {
-            if std::env::var_os("CUDA_EMULATOR_SKIP_NVRTC").is_some() {
-                return None;
-            }
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fetch-nvrtc");
-            let output = Command::new(&script).output().unwrap();
-            assert!(
-                output.status.success(),
-                "{} failed (set CUDA_EMULATOR_SKIP_NVRTC=1 to skip these tests):\n{}",
-                script.display(),
-                String::from_utf8_lossy(&output.stderr)
-            );
-            let text = String::from_utf8(output.stdout).unwrap();
-            Some(text.lines().map(PathBuf::from).collect())
-        })
-        .as_ref()
-}
-
-/// NVRTC of a version, or `None` when the tests that need it are to be skipped.
+/// NVRTC of a version, or `None` when the tests that need it are to be skipped. The library is only called under
+/// NVRTC's own documented thread safety.
 pub(crate) fn nvrtc(version: Cuda) -> Option<&'static Nvrtc> {
     static V12: OnceLock<Option<Nvrtc>> = OnceLock::new();
     static V13: OnceLock<Option<Nvrtc>> = OnceLock::new();
-    let (cell, index, file) = match version {
-        Cuda::V13 => (&V13, 0, "libnvrtc.so.13"),
-        Cuda::V12 => (&V12, 1, "libnvrtc.so.12"),
+    let (cell, file) = match version {
+        Cuda::V13 => (&V13, "libnvrtc.so.13"),
+        Cuda::V12 => (&V12, "libnvrtc.so.12"),
     };
     cell.get_or_init(|| {
-        let directory = &directories()?[index];
-        for entry in std::fs::read_dir(directory).unwrap() {
+        if std::env::var_os("CUDA_EMULATOR_SKIP_NVRTC").is_some() {
+            return None;
+        }
+        let fetched = cuda_emulator::fetch_nvrtc().unwrap();
+        let directory = match version {
+            Cuda::V13 => fetched.cuda_13,
+            Cuda::V12 => fetched.cuda_12,
+        };
+        for entry in std::fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             if name.starts_with("libnvrtc-builtins.so") {

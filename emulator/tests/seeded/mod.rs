@@ -4,8 +4,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    process::Command,
-    sync::{Arc, OnceLock},
+    sync::Arc,
 };
 
 use cuda_emulator::{Class, Config, Emulator, Log, Report};
@@ -14,16 +13,11 @@ use cudarc::driver::{CudaContext, result, sys};
 /// Fetches NVRTC into target/ unless it is there; `false` when tests that need it are to be
 /// skipped (`CUDA_EMULATOR_SKIP_NVRTC=1`).
 pub(crate) fn fetch_nvrtc() -> bool {
-    static FETCHED: OnceLock<bool> = OnceLock::new();
-    *FETCHED.get_or_init(|| {
-        if std::env::var_os("CUDA_EMULATOR_SKIP_NVRTC").is_some() {
-            return false;
-        }
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/fetch-nvrtc");
-        let output = Command::new(script).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        true
-    })
+    if std::env::var_os("CUDA_EMULATOR_SKIP_NVRTC").is_some() {
+        return false;
+    }
+    cuda_emulator::fetch_nvrtc().unwrap();
+    true
 }
 
 /// The seeds a repaired twin runs under.
