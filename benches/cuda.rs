@@ -152,7 +152,7 @@ fn error(device: &mut Cuda, rule: &MuonRule, precision: Precision) -> Result<f64
     let options = OrthogonalizeOptions {
         orthogonalizer: rule.orthogonalizer.clone(),
         method: rule.method.clone(),
-        precision,
+        precision: Some(precision),
         ..OrthogonalizeOptions::default()
     };
     orthogonalize(device, shape, &on_device, &mut output, &options)?;
@@ -178,7 +178,10 @@ impl Model {
         precision: Precision,
         scale: Scale,
     ) -> Result<Self, Failure> {
-        let mut muon = Muon::new(Cuda::new(0)?, MuonConfig { precision, ..MuonConfig::default() })?;
+        let mut muon = Muon::new(
+            Cuda::new(0)?,
+            MuonConfig { precision: Some(precision), ..MuonConfig::default() },
+        )?;
         let stream = muon.device().stream().clone();
         let group = muon.add_group("hidden", rule)?;
         let mut params = Vec::new();

@@ -109,8 +109,12 @@ impl Orthogonalizations {
             "svd" => Orthogonalizer::ExactSvd,
             name => Orthogonalizer::preset(name)?,
         };
-        let options =
-            OrthogonalizeOptions { orthogonalizer, precision, method, ..Default::default() };
+        let options = OrthogonalizeOptions {
+            orthogonalizer,
+            precision: Some(precision),
+            method,
+            ..Default::default()
+        };
         self.output.clear();
         self.output.resize(shape.len(), 0.0);
         let start = Instant::now();

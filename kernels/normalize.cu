@@ -38,12 +38,12 @@ extern "C" __global__ void __launch_bounds__(32) norm_finish(
 }
 
 // update_check
-//   computes     partial[b] <- 0 if every element of tile b of the result is finite, else NaN
+//   computes     partial[b] <- 0 if every element of tile b of the result is finite, or its matrix is not CHECKED, else NaN
 //   operands     tile_matrix[grid], matrices in · result of the matrices in · partial[grid] out
 //   launch       1-D; one block per tile; block = 256 exactly; dynamic smem 0 B
 //   alignment    packs (f32 16 B, 16-bit 8 B) where result is aligned, single elements elsewhere
 //   aliasing     partial overlaps nothing
-//   traffic      read 2 B per element (16-bit iterate); runs for forced methods alone
+//   traffic      read 2 B per element of CHECKED matrices (16-bit iterate); runs where there are some
 //   arithmetic   f32
 //   determinism  bitwise repeatable
 //   edge cases   none
@@ -53,6 +53,10 @@ extern "C" __global__ void __launch_bounds__(256) update_check(
     const u32* tile_matrix, const Matrix* matrices, double* partial) {
   const u32 index = load_entry(tile_matrix, blockIdx.x);
   const Matrix& m = load_entry(matrices, index);
+  if (!(m.kind & CHECKED)) {
+    if (threadIdx.x == 0) partial[blockIdx.x] = 0;
+    return;
+  }
   const usize begin = (usize)(blockIdx.x - m.first_tile) * TILE, len = m.rows * m.cols;
   const usize n = len - begin < TILE ? len - begin : TILE;
   const u32 type = dtype(m.kind, ITERATE_SHIFT);

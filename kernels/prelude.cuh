@@ -30,6 +30,7 @@ constexpr u32 NESTEROV = 1u << 8;
 constexpr u32 CAUTIOUS = 1u << 9;
 constexpr u32 NORMALIZE = 1u << 10;
 constexpr u32 STOCHASTIC = 1u << 11;
+constexpr u32 CHECKED = 1u << 12;
 
 __device__ inline u32 dtype(u32 kind, u32 shift) { return kind >> shift & 3u; }
 

@@ -208,8 +208,9 @@ pub enum Bf16Params {
 /// What holds for the whole optimizer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MuonConfig {
-    /// What the iterate is stored in. Default f32.
-    pub precision: Precision,
+    /// What the iterate is stored in. Default the device's own ([`Device::DEFAULT_PRECISION`](crate::Device::DEFAULT_PRECISION)): bf16
+    /// on CUDA, f32 on the CPU, and f32 for a plan without a device.
+    pub precision: Option<Precision>,
     /// f32 (default) or bf16.
     pub momentum_dtype: Dtype,
     /// Default an f32 master copy.
@@ -226,7 +227,7 @@ pub struct MuonConfig {
 impl Default for MuonConfig {
     fn default() -> Self {
         Self {
-            precision: Precision::default(),
+            precision: None,
             momentum_dtype: Dtype::F32,
             bf16_params: Bf16Params::default(),
             non_finite: NonFinite::default(),

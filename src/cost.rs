@@ -4,9 +4,9 @@
 use crate::config::{Bf16Params, MuonConfig, MuonRule};
 use crate::device::{StateRule, StateSpec};
 use crate::error::{Result, ResultExt};
-use crate::plan::{Plan, PlanInput, Treatment};
-use crate::precision::{Dtype, Precision};
-use crate::recipe::{Flops, Method};
+use crate::plan::{Commit, Plan, PlanInput, Treatment};
+use crate::precision::Dtype;
+use crate::recipe::Flops;
 use crate::shape::{self, Layout, Split};
 
 /// What a plan's cost depends on besides the plan.
@@ -55,8 +55,8 @@ impl StepCost {
 
 /// Kernels of pass A: `direction_scan`, `norm_finish`, `momentum_blend`.
 const PASS_A: u64 = 3;
-/// Kernels that look at results before they are applied: `update_check`, `update_verdict`.
-const CHECK: u64 = 2;
+/// Kernels that look at results and commit after it: `update_check`, `update_verdict`, `momentum_commit`.
+const CHECK: u64 = 3;
 /// Kernels of AdamW: `gradient_sum`, `span_finish`, `adamw_prepare`, `adamw_apply`.
 const ADAMW: u64 = 4;
 
@@ -120,8 +120,13 @@ impl Plan {
             let n = (bucket.shape.len() * bucket.matrices.len()) as u64;
             let iterate = bucket.treatment.stored_in(self.precision()).bytes() as u64;
             // Gradient and momentum are read for the norm and again for the blend.
-            cost.pass_a_bytes += n * (2 * grad + 3 * momentum + iterate);
+            cost.pass_a_bytes += n * (2 * grad + 2 * momentum + iterate);
             cost.pass_b_bytes += n * (iterate + param);
+            match bucket.commit {
+                Commit::PassA => cost.pass_a_bytes += n * momentum,
+                // The result is looked at, then gradient and momentum are read a third time.
+                Commit::AfterCheck => cost.pass_b_bytes += n * (iterate + grad + 2 * momentum),
+            }
             if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
                 let flops = recipe.flops(bucket.shape);
                 let count = bucket.matrices.len() as u64;
@@ -136,14 +141,7 @@ impl Plan {
             if active().next().is_none() {
                 continue;
             }
-            let checked = active().any(|b| match b.treatment {
-                Treatment::ExactSvd => true,
-                Treatment::Polynomial { .. } => {
-                    self.precision() != Precision::F32
-                        && matches!(b.method, Some(Method::Gram { .. }))
-                }
-                Treatment::Identity | Treatment::Frobenius => false,
-            });
+            let checked = active().any(|b| b.commit == Commit::AfterCheck);
             cost.kernel_launches += PASS_A + 1 + if checked { CHECK } else { 0 };
             for bucket in active() {
                 if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
@@ -165,6 +163,7 @@ mod tests {
     use super::*;
     use crate::coefficients::CoefficientSchedule;
     use crate::config::{MethodChoice, Orthogonalizer};
+    use crate::precision::Precision;
     use crate::symmetric::SymmetricProducts;
 
     fn plan(schedule: &str, method: MethodChoice, config: &MuonConfig) -> Plan {
@@ -190,7 +189,7 @@ mod tests {
 
     #[test]
     fn five_quintics_by_hand() {
-        let config = MuonConfig { precision: Precision::Bf16, ..MuonConfig::default() };
+        let config = MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() };
         let cost = plan("jordan", MethodChoice::Standard, &config).cuda_cost(&INPUTS);
         // Five iterations of three products for each of two shapes; squares need no mirror.
         assert_eq!(cost.products, 30);
@@ -210,7 +209,7 @@ mod tests {
 
     #[test]
     fn forced_gram_forms_are_checked_and_mirrored_and_chunks_multiply() {
-        let config = MuonConfig { precision: Precision::Bf16, ..MuonConfig::default() };
+        let config = MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() };
         let gram = MethodChoice::Gram(vec![5]);
         let whole = plan("jordan", gram.clone(), &config);
         let cost = whole.cuda_cost(&INPUTS);
@@ -221,12 +220,15 @@ mod tests {
         let launches = recipe.kernel_launches(bucket.shape, &bucket.symmetric);
         assert!(launches > 0);
         assert_eq!(cost.kernel_launches, 9 + CHECK + 2 * launches);
+        // Pass A writes no momentum; pass B reads the result twice, and gradient and momentum once more.
+        let elements = whole.elements() as u64;
+        assert_eq!((cost.pass_a_bytes, cost.pass_b_bytes), (14 * elements, 22 * elements));
         let few = MuonConfig { workspace_limit: 1, ..config };
         let chunked = plan("jordan", gram, &few);
         assert_eq!(chunked.chunks(), 3);
         let more = chunked.cuda_cost(&INPUTS);
         // Three chunks; the second bucket has a matrix in two of them.
-        assert_eq!(more.kernel_launches, 5 + 3 * 6 + 5 * launches);
+        assert_eq!(more.kernel_launches, 5 + 3 * 7 + 5 * launches);
         assert_eq!(more.flops, cost.flops);
         assert_eq!(more.pass_bytes(), cost.pass_bytes());
     }
@@ -234,7 +236,7 @@ mod tests {
     #[test]
     fn strips_cost_calls_and_mirrors_and_save_flops() {
         let config = MuonConfig {
-            precision: Precision::Bf16,
+            precision: Some(Precision::Bf16),
             symmetric_products: SymmetricProducts::Strips(2),
             ..MuonConfig::default()
         };

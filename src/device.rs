@@ -9,7 +9,7 @@ use crate::config::{Bf16Params, MomentumMode, Nesterov, WeightDecayMode};
 use crate::error::{Error, Result};
 use crate::optimizer::ParamId;
 use crate::plan::Plan;
-use crate::precision::Dtype;
+use crate::precision::{Dtype, Precision};
 use crate::shape::Block;
 
 /// Where the optimizer's state lives and its arithmetic runs.
@@ -19,6 +19,9 @@ use crate::shape::Block;
 /// [`Cpu`](crate::Cpu) and, in the CUDA build, a GPU; the trait is public to be read, not to be
 /// implemented elsewhere: it grows without notice.
 pub trait Device: fmt::Debug + Sized {
+    /// What the iterate is stored in where the configuration does not say.
+    const DEFAULT_PRECISION: Precision;
+
     /// A parameter as the caller hands it over for one step.
     type ParamMut<'a>: fmt::Debug;
     /// A gradient as the caller hands it over for one step; never written.

@@ -82,7 +82,7 @@ pub use error::{Error, Result};
 pub use learning_rate::LrSchedule;
 pub use optimizer::{FoundNonFinite, GroupId, Muon, ParamId, ParamSpec, StepOptions, StepReport};
 pub use orthogonalize::{OrthogonalizeOptions, Orthogonalized, orthogonalize};
-pub use plan::{Bucket, Plan, PlannedMatrix, Treatment};
+pub use plan::{Bucket, Commit, Plan, PlannedMatrix, Treatment};
 pub use precision::{Dtype, Precision};
 pub use routing::{Decision, RoutingRule};
 pub use routing_report::{Route, RoutingReport};

@@ -17,8 +17,8 @@ use crate::shape::{Block, MatrixShape};
 pub struct OrthogonalizeOptions {
     /// Default the schedule a [`MuonRule`] has by default.
     pub orthogonalizer: Orthogonalizer,
-    /// What the iterate is stored in. Default f32.
-    pub precision: Precision,
+    /// What the iterate is stored in. Default the device's own: bf16 on CUDA, f32 on the CPU.
+    pub precision: Option<Precision>,
     /// Default automatic.
     pub method: MethodChoice,
     /// The guard of the normalisation. Default the smallest normal f32.
@@ -28,13 +28,15 @@ pub struct OrthogonalizeOptions {
 impl Default for OrthogonalizeOptions {
     fn default() -> Self {
         let MuonRule { orthogonalizer, method, norm_floor, .. } = MuonRule::default();
-        Self { orthogonalizer, precision: Precision::default(), method, norm_floor }
+        Self { orthogonalizer, precision: None, method, norm_floor }
     }
 }
 
 /// How a standalone matrix was orthogonalized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Orthogonalized {
+    /// What the iterate was stored in.
+    pub precision: Precision,
     /// `None` for orthogonalizers that are no polynomial.
     pub method: Option<Method>,
     /// Why this method.
@@ -98,7 +100,7 @@ pub fn orthogonalize<'a, D: Device>(
     };
     crate::config::Rule::from(rule.clone()).validate()?;
     let config = MuonConfig {
-        precision: options.precision,
+        precision: Some(options.precision.unwrap_or(D::DEFAULT_PRECISION)),
         non_finite: NonFinite::Skip,
         ..MuonConfig::default()
     };
@@ -142,6 +144,7 @@ pub fn orthogonalize<'a, D: Device>(
     }
     let bucket = &plan.buckets()[0];
     Ok(Orthogonalized {
+        precision: plan.precision(),
         method: bucket.method.clone(),
         reason: bucket.reason.clone(),
         flops: bucket.flops(),

@@ -44,6 +44,40 @@ impl Treatment {
     }
 }
 
+/// When the CUDA device writes the momentum of a matrix. Either way a matrix that is skipped keeps its momentum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Commit {
+    /// With the iterate, once the direction is known to be finite: nothing can make its update not finite.
+    PassA,
+    /// With the parameter, after the update was looked at: a Gram form in 16 bit can overflow, and a decomposition can
+    /// fail. Gradient and momentum are read once more for it.
+    AfterCheck,
+}
+
+impl Commit {
+    fn of(treatment: &Treatment, method: Option<&Method>, precision: Precision) -> Self {
+        match treatment {
+            Treatment::ExactSvd => Self::AfterCheck,
+            Treatment::Polynomial { .. }
+                if precision != Precision::F32 && matches!(method, Some(Method::Gram { .. })) =>
+            {
+                Self::AfterCheck
+            }
+            _ => Self::PassA,
+        }
+    }
+}
+
+impl fmt::Display for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PassA => "momentum is committed in pass A, after the check of the direction",
+            Self::AfterCheck => "momentum is committed in pass B, after the check of the update",
+        })
+    }
+}
+
 /// One matrix of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedMatrix {
@@ -70,6 +104,8 @@ pub struct Bucket {
     pub method: Option<Method>,
     /// Why this method, and any safety that was added for the precision.
     pub reason: String,
+    /// When CUDA writes momentum; the CPU device always does so with the parameter.
+    pub commit: Commit,
     /// The matrices, in registration order.
     pub matrices: Vec<PlannedMatrix>,
     /// How many of them the workspace holds at a time.
@@ -130,11 +166,12 @@ impl Plan {
         config: &MuonConfig,
         inputs: impl IntoIterator<Item = PlanInput<'a>>,
     ) -> Result<Self> {
+        let precision = config.precision.unwrap_or_default();
         let mut buckets: Vec<Bucket> = Vec::new();
         for input in inputs {
             for (matrix, &block) in input.blocks.iter().enumerate() {
                 let planned = PlannedMatrix { param: input.param, matrix, block };
-                let bucket = Self::treat(config, input.rule, block.shape)
+                let bucket = Self::treat(precision, input.rule, block.shape)
                     .context(|| format!("plan of `{}` [{}]", input.name, block.shape))?;
                 match buckets.iter_mut().find(|b| b.is_treated_as(&bucket)) {
                     Some(b) => b.matrices.push(planned),
@@ -142,7 +179,7 @@ impl Plan {
                 }
             }
         }
-        let chunks = Self::chunk(config, &mut buckets);
+        let chunks = Self::chunk(config.workspace_limit, precision, &mut buckets);
         for bucket in &mut buckets {
             if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
                 bucket.symmetric = SymmetricStrips::choose(
@@ -150,14 +187,14 @@ impl Plan {
                     recipe,
                     bucket.shape,
                     bucket.slots,
-                    config.precision,
+                    precision,
                 );
             }
         }
-        Ok(Self { precision: config.precision, buckets, chunks })
+        Ok(Self { precision, buckets, chunks })
     }
 
-    fn treat(config: &MuonConfig, rule: &MuonRule, shape: MatrixShape) -> Result<Bucket> {
+    fn treat(precision: Precision, rule: &MuonRule, shape: MatrixShape) -> Result<Bucket> {
         let (treatment, method, reason) = match &rule.orthogonalizer {
             Orthogonalizer::Identity => {
                 (Treatment::Identity, None, "the direction itself is the update".into())
@@ -169,13 +206,12 @@ impl Plan {
                 (Treatment::ExactSvd, None, "singular value decomposition in f64".into())
             }
             Orthogonalizer::Polynomial { schedule, iterations } => {
-                let prepared = PreparedSchedule::new(schedule, *iterations, config.precision)?;
-                let (method, why) = prepared.method(&rule.method, config.precision, shape);
+                let prepared = PreparedSchedule::new(schedule, *iterations, precision)?;
+                let (method, why) = prepared.method(&rule.method, precision, shape);
                 let recipe = Recipe::new(&prepared.schedule, &method)?;
                 let reason = match prepared.added_safety {
                     Some(s) => format!(
-                        "{why}; coefficients divided by safety {s}, without which they leave no room for {} rounding",
-                        config.precision
+                        "{why}; coefficients divided by safety {s}, without which they leave no room for {precision} rounding"
                     ),
                     None => why,
                 };
@@ -184,6 +220,7 @@ impl Plan {
         };
         Ok(Bucket {
             shape,
+            commit: Commit::of(&treatment, method.as_ref(), precision),
             treatment,
             norm_floor: rule.norm_floor,
             orthogonalizer: rule.orthogonalizer.name(),
@@ -196,7 +233,7 @@ impl Plan {
     }
 
     /// Fewest chunks that keep the workspace under the limit, every bucket spread evenly over them.
-    fn chunk(config: &MuonConfig, buckets: &mut [Bucket]) -> usize {
+    fn chunk(workspace_limit: usize, precision: Precision, buckets: &mut [Bucket]) -> usize {
         let most = buckets.iter().map(|b| b.matrices.len()).max().unwrap_or(1);
         let bytes = |chunks: usize| -> usize {
             buckets
@@ -206,12 +243,11 @@ impl Plan {
                         .len()
                         .div_ceil(chunks)
                         .saturating_mul(b.workspace_elements())
-                        .saturating_mul(config.precision.bytes())
+                        .saturating_mul(precision.bytes())
                 })
                 .fold(0, usize::saturating_add)
         };
-        let chunks =
-            (1..=most).find(|&c| bytes(c) <= config.workspace_limit).unwrap_or(most).max(1);
+        let chunks = (1..=most).find(|&c| bytes(c) <= workspace_limit).unwrap_or(most).max(1);
         for b in buckets {
             b.slots = b.matrices.len().div_ceil(chunks);
         }
@@ -355,6 +391,9 @@ impl fmt::Display for Plan {
             )?;
             if b.symmetric.is_cut() {
                 writeln!(f, "    on CUDA {}", b.symmetric.reason)?;
+            }
+            if b.commit == Commit::AfterCheck {
+                writeln!(f, "    on CUDA {}", b.commit)?;
             }
         }
         Ok(())

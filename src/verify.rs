@@ -452,7 +452,7 @@ fn replay(
     grads: &[Vec<f32>],
 ) -> Result<Replayed> {
     let config = |precision| MuonConfig {
-        precision,
+        precision: Some(precision),
         momentum_dtype: options.momentum_dtype,
         ..MuonConfig::default()
     };

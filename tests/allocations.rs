@@ -18,7 +18,7 @@ use support::{Random, degree_nine, rule};
 
 /// Allocations of each of five steps, after a first one.
 fn count(rule: MuonRule, precision: Precision) -> Vec<u64> {
-    let config = MuonConfig { precision, ..MuonConfig::default() };
+    let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
     let mut muon = Muon::new(Cpu::with_threads(1).unwrap(), config).unwrap();
     let hidden = muon.add_group("hidden", rule).unwrap();
     let rest = muon.add_group("rest", AdamWRule::default()).unwrap();

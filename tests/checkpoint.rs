@@ -66,7 +66,11 @@ fn configs() -> Vec<MuonConfig> {
     let base = MuonConfig::default();
     vec![
         base.clone(),
-        MuonConfig { precision: Precision::Bf16, momentum_dtype: Dtype::Bf16, ..base.clone() },
+        MuonConfig {
+            precision: Some(Precision::Bf16),
+            momentum_dtype: Dtype::Bf16,
+            ..base.clone()
+        },
         MuonConfig { bf16_params: Bf16Params::Stochastic { seed: 5 }, ..base },
     ]
 }

@@ -73,7 +73,7 @@ fn to_bits(x: &[f32]) -> Vec<u16> {
 
 /// A matrix f32, a matrix bf16 and a vector.
 fn optimizer(device: Cuda) -> (Muon<Cuda>, [ParamId; 3]) {
-    let config = MuonConfig { precision: Precision::Bf16, ..MuonConfig::default() };
+    let config = MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() };
     let mut muon = Muon::new(device, config).unwrap();
     let hidden = muon.add_group("hidden", rule("jordan")).unwrap();
     let rest = muon.add_group("rest", AdamWRule::default()).unwrap();

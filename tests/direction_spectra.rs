@@ -21,7 +21,7 @@ struct Loop {
 
 /// A wide matrix, a stack of two tall ones, and a vector under AdamW.
 fn training(precision: Precision) -> Loop {
-    let config = MuonConfig { precision, ..MuonConfig::default() };
+    let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
     let mut muon = Muon::new(Cpu::with_threads(2).unwrap(), config).unwrap();
     let hidden = muon.add_group("hidden", MuonRule::default()).unwrap();
     let rest = muon.add_group("rest", AdamWRule::default()).unwrap();

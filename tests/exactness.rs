@@ -63,7 +63,7 @@ fn scaled_runs(
     exponents: &[i32],
 ) {
     let n = shape[0] * shape[1];
-    let config = MuonConfig { precision, ..MuonConfig::default() };
+    let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
     let mut random = Random::new(5);
     let start = random.normals(n);
     let grads: Vec<Vec<f32>> =
@@ -109,7 +109,7 @@ fn gradients_near_the_ends_of_f32_give_the_right_direction() {
     let mut random = Random::new(11);
     let (start, grad) = (random.normals(24 * 40), random.normals(24 * 40));
     for precision in [Precision::F32, Precision::Tf32, Precision::Bf16, Precision::Fp16] {
-        let config = MuonConfig { precision, ..MuonConfig::default() };
+        let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
         let expected =
             run(&config, &rule("jordan"), &[24, 40], &start, std::slice::from_ref(&grad), 1);
         for k in [-100, 100] {
@@ -130,7 +130,7 @@ fn gradients_near_the_ends_of_f32_give_the_right_direction() {
 #[test]
 fn threads_and_repetition_change_no_bit() {
     for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
-        let config = MuonConfig { precision, ..MuonConfig::default() };
+        let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
         for shape in [[7, 13], [127, 257], [300, 200], [1, 40], [40, 1]] {
             for preset in ["jordan", degree_nine(precision)] {
                 let mut random = Random::new(3);
@@ -158,7 +158,7 @@ fn a_batch_equals_its_matrices_one_by_one() {
     for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
         for workspace_limit in [1 << 30, 1] {
             let config = MuonConfig {
-                precision,
+                precision: Some(precision),
                 workspace_limit,
                 non_finite: NonFinite::Skip,
                 ..MuonConfig::default()

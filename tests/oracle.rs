@@ -183,7 +183,7 @@ fn the_transposed_problem_has_the_transposed_solution() {
             let transpose = |x: &[f32]| -> Vec<f32> {
                 (0..rows * cols).map(|i| x[(i % rows) * cols + i / rows]).collect()
             };
-            let config = MuonConfig { precision, ..MuonConfig::default() };
+            let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
             let rule = MuonRule { update_scale: UpdateScale::None, ..rule(preset) };
             let wide = run(&config, &rule, &[rows, cols], &start, std::slice::from_ref(&grad), 1);
             let tall = run(&config, &rule, &[cols, rows], &start, &[transpose(&grad)], 1);
@@ -271,7 +271,7 @@ fn emulated_precisions_round_by_the_expected_amount() {
         (Precision::Fp16, 3e-4, 2.5e-3),
         (Precision::Tf32, 3e-4, 2.5e-3),
     ] {
-        let config = MuonConfig { precision, ..MuonConfig::default() };
+        let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
         let found = run(&config, &rule, &[rows, cols], &start, &grads, 2);
         let error = update_error(&found, &expected, &start);
         println!("{precision}: {error:e}");

@@ -95,7 +95,7 @@ fn schedules_that_cannot_be_run_safely_are_refused_at_registration() {
         assert_eq!(m.param_names().count(), 0);
     }
     // A preset without headroom runs in 16 bit with a safety, and the plan says so.
-    let config = MuonConfig { precision: Precision::Bf16, ..MuonConfig::default() };
+    let config = MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() };
     let (mut m, _) = single(config, rule("cans"), ParamSpec::new("w", &[4, 8]), 1);
     let reason = m.plan().unwrap().buckets()[0].reason.clone();
     assert!(reason.contains("safety 1.01"), "{reason}");
@@ -160,7 +160,7 @@ fn a_step_checks_everything_before_it_touches_anything() {
 fn a_gradient_that_is_not_finite_skips_its_matrix_and_no_other() {
     for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
         for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let config = MuonConfig { precision, ..MuonConfig::default() };
+            let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
             let run = |poisoned: bool| {
                 let mut m = muon(config.clone());
                 let hidden = m.add_group("hidden", rule("polar_express_5")).unwrap();
@@ -264,7 +264,7 @@ fn zero_gradients_decay_and_step_by_momentum_as_in_pytorch() {
         Orthogonalizer::Frobenius,
     ] {
         for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
-            let config = MuonConfig { precision, ..MuonConfig::default() };
+            let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
             let rule = MuonRule { orthogonalizer: orthogonalizer.clone(), ..MuonRule::default() };
             let (mut m, id) = single(config, rule, ParamSpec::new("w", &[3, 5]), 1);
             let mut w = vec![1.0f32; 15];
@@ -517,7 +517,7 @@ fn a_schedule_without_room_for_rounding_is_refused_in_that_precision() {
         ("tuned_bf16", Precision::Bf16, false),
         ("jordan", Precision::Bf16, false),
     ] {
-        let config = MuonConfig { precision, ..MuonConfig::default() };
+        let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
         let mut muon = Muon::new(Cpu::with_threads(1).unwrap(), config).unwrap();
         let rule = MuonRule {
             orthogonalizer: Orthogonalizer::preset(preset).unwrap(),

@@ -21,7 +21,7 @@ use crate::device::{
 };
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Treatment};
-use crate::precision::Dtype;
+use crate::precision::{Dtype, Precision};
 
 pub use buffers::{CpuGrad, CpuParamMut};
 #[cfg(feature = "cuda")]
@@ -141,6 +141,8 @@ struct Slot {
 }
 
 impl Device for Cpu {
+    const DEFAULT_PRECISION: Precision = Precision::F32;
+
     type ParamMut<'a> = CpuParamMut<'a>;
     type Grad<'a> = CpuGrad<'a>;
     type State = CpuState;

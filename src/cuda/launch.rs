@@ -115,6 +115,26 @@ impl Launcher {
         )
     }
 
+    /// Momentum of the checked matrices; one block per tile.
+    pub(super) fn momentum_commit(
+        &self,
+        tiles: usize,
+        tile_matrix: u64,
+        matrices: u64,
+        scalars: u64,
+        norms: u64,
+        grad_scale: u64,
+    ) -> Result<()> {
+        let grid = (count("tiles", tiles)?, 1);
+        launch!(
+            self,
+            "momentum_commit",
+            grid,
+            BLOCK,
+            [tile_matrix, matrices, scalars, norms, grad_scale]
+        )
+    }
+
     /// Partial sums into norms; one warp per matrix.
     pub(super) fn norm_finish(
         &self,

@@ -55,9 +55,8 @@ use crate::device::{
     AdamWJob, BufferInfo, Counters, Device, MatrixJob, StateData, StateSpec, StepTensor,
 };
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Treatment};
+use crate::plan::{Commit, Plan, Treatment};
 use crate::precision::Precision;
-use crate::recipe::Method;
 
 /// An NVIDIA GPU.
 ///
@@ -214,19 +213,6 @@ fn ends_context(status: i32) -> bool {
     matches!(status, 214 | 219 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721)
 }
 
-/// Whether the update of a treatment must be looked at before it is applied: a Gram form in 16 bit can overflow, and a
-/// decomposition can fail. Nothing else makes a finite direction's update not finite.
-fn is_checked(plan: &Plan, bucket: usize) -> bool {
-    let bucket = &plan.buckets()[bucket];
-    match bucket.treatment {
-        Treatment::ExactSvd => true,
-        Treatment::Polynomial { .. } => {
-            plan.precision() != Precision::F32 && matches!(bucket.method, Some(Method::Gram { .. }))
-        }
-        Treatment::Identity | Treatment::Frobenius => false,
-    }
-}
-
 impl fmt::Debug for Cuda {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cuda").field("description", &self.description).finish_non_exhaustive()
@@ -234,6 +220,8 @@ impl fmt::Debug for Cuda {
 }
 
 impl Device for Cuda {
+    const DEFAULT_PRECISION: Precision = Precision::Bf16;
+
     type ParamMut<'a> = CudaParamMut<'a>;
     type Grad<'a> = CudaGrad<'a>;
     type State = CudaState;
@@ -418,15 +406,25 @@ impl Device for Cuda {
             let stream = Arc::clone(&d.launcher.stream);
             let managed = d.launcher.mode == Mode::Enqueue
                 && stream.context().is_managing_stream_synchronization();
+            let checked = jobs
+                .chunk_by(|a, b| a.bucket == b.bucket)
+                .any(|j| plan.buckets()[j[0].bucket].commit == Commit::AfterCheck);
+            // Gradients are read again where momentum waited.
+            let reads_grads = managed && checked;
             let _fences: Vec<_> = tensors
                 .iter_mut()
                 .filter(|t| managed && t.grad.is_some())
-                .filter_map(|t| t.param.fence(&stream))
+                .flat_map(|t| {
+                    let grad = t.grad.as_ref().filter(|_| reads_grads);
+                    [t.param.fence(&stream), grad.and_then(|g| g.fence(&stream))]
+                })
+                .flatten()
                 .collect();
-            let checked =
-                jobs.chunk_by(|a, b| a.bucket == b.bucket).any(|j| is_checked(plan, j[0].bucket));
+            let scale = d.grad_scale.address();
             match workspace.chunks.get(d.chunk.wrapping_sub(1)) {
-                Some(tables) if !jobs.is_empty() => passes::pass_b(&d.launcher, tables, checked),
+                Some(tables) if !jobs.is_empty() => {
+                    passes::pass_b(&d.launcher, scale, tables, checked)
+                }
                 _ => Ok(()),
             }
         })

@@ -9,7 +9,7 @@ use crate::config::{Bf16Params, MomentumMode, Nesterov, WeightDecayMode};
 use crate::cpu::mix;
 use crate::device::{MatrixJob, StepTensor};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Treatment};
+use crate::plan::{Commit, Plan, Treatment};
 use crate::precision::Dtype;
 
 /// Direction, norms, momentum and iterate of a chunk's matrices.
@@ -86,6 +86,7 @@ pub(super) fn pass_a(
                 | slots.dtype << table::ITERATE_SHIFT
                 | flag(s.nesterov == Nesterov::On, table::NESTEROV)
                 | flag(s.weight_decay_mode == WeightDecayMode::Cautious, table::CAUTIOUS)
+                | flag(bucket.commit == Commit::AfterCheck, table::CHECKED)
                 | normalize
                 | stochastic,
             matrix: count("matrices of a parameter", job.matrix)?,
@@ -134,19 +135,32 @@ fn upload(
     Ok(())
 }
 
-/// Decay and update of a chunk's parameters. Where a method was forced, results are checked first: nothing else can
-/// make a finite direction's update not finite.
+/// Decay and update of a chunk's parameters, after the check of those updates that can turn out not finite, and the
+/// momentum that waited for it.
 ///
 /// # Errors
 /// A failed device.
-pub(super) fn pass_b(launcher: &Launcher, tables: &Chunk, forced: bool) -> Result<()> {
+pub(super) fn pass_b(
+    launcher: &Launcher,
+    grad_scale: u64,
+    tables: &Chunk,
+    checked: bool,
+) -> Result<()> {
     let a = tables.addresses;
     if a.jobs == 0 {
         return Ok(());
     }
-    if forced {
+    if checked {
         launcher.update_check(a.tiles, a.tile_matrix, a.matrices, a.partial)?;
         launcher.update_verdict(a.jobs, a.matrices, a.partial, a.norms)?;
+        launcher.momentum_commit(
+            a.tiles,
+            a.tile_matrix,
+            a.matrices,
+            a.scalars,
+            a.norms,
+            grad_scale,
+        )?;
     }
     launcher.update_apply(a.tiles, a.tile_matrix, a.matrices, a.scalars, a.norms)
 }

@@ -274,7 +274,7 @@ fn whole_run() {
         (preset("tuned_fp16"), Precision::Fp16, NonFinite::Error),
         (Orthogonalizer::ExactSvd, Precision::F32, NonFinite::Skip),
     ] {
-        let config = MuonConfig { precision, non_finite, ..MuonConfig::default() };
+        let config = MuonConfig { precision: Some(precision), non_finite, ..MuonConfig::default() };
         let mut muon = Muon::new(Cuda::new(0).unwrap(), config).unwrap();
         let captured = precision == Precision::Bf16;
         let rule = MuonRule { orthogonalizer, ..MuonRule::default() };

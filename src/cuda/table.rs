@@ -21,6 +21,8 @@ pub(super) const NESTEROV: u32 = 1 << 8;
 pub(super) const CAUTIOUS: u32 = 1 << 9;
 pub(super) const NORMALIZE: u32 = 1 << 10;
 pub(super) const STOCHASTIC: u32 = 1 << 11;
+/// The update is looked at before anything is committed.
+pub(super) const CHECKED: u32 = 1 << 12;
 
 /// An element type's number.
 pub(super) fn dtype_code(dtype: Dtype) -> u32 {

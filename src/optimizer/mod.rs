@@ -74,8 +74,9 @@ impl<D: Device> Muon<D> {
     ///
     /// # Errors
     /// A configuration that contradicts itself.
-    pub fn new(device: D, config: MuonConfig) -> Result<Self> {
+    pub fn new(device: D, mut config: MuonConfig) -> Result<Self> {
         config.validate()?;
+        config.precision.get_or_insert(D::DEFAULT_PRECISION);
         Ok(Self {
             owner: param::new_owner(),
             device,

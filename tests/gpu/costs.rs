@@ -23,7 +23,7 @@ impl Gpt2 {
     fn new(divisor: usize, preset: &str, method: MethodChoice, precision: Precision) -> Self {
         let width = 768 / divisor;
         let mut muon = muon(MuonConfig {
-            precision,
+            precision: Some(precision),
             symmetric_products: SymmetricProducts::Full,
             ..MuonConfig::default()
         });

@@ -9,8 +9,11 @@ use crate::support::{Random, bits, rule};
 
 /// Six steps under a learning-rate schedule; from the second on by replay if `captured`.
 fn run(captured: bool, clip_norm: Option<f64>) -> Vec<Vec<u32>> {
-    let config =
-        MuonConfig { precision: Precision::Bf16, workspace_limit: 6000, ..MuonConfig::default() };
+    let config = MuonConfig {
+        precision: Some(Precision::Bf16),
+        workspace_limit: 6000,
+        ..MuonConfig::default()
+    };
     let mut muon = muon(config);
     let hidden = MuonRule { weight_decay: 0.2, ..rule("jordan") };
     let hidden = muon.add_group("hidden", hidden).unwrap();

@@ -48,7 +48,7 @@ fn gradients_and_momentum_are_what_the_blend_made() {
             for nesterov in [Nesterov::On, Nesterov::Off] {
                 let config = MuonConfig {
                     momentum_dtype,
-                    precision: Precision::Bf16,
+                    precision: Some(Precision::Bf16),
                     ..MuonConfig::default()
                 };
                 let mut muon = muon(config);
@@ -113,7 +113,7 @@ fn degenerate_gradients_give_finite_updates() {
         ];
         for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
             for (what, grad) in &cases {
-                let config = MuonConfig { precision, ..MuonConfig::default() };
+                let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
                 let rule = MuonRule {
                     update_scale: UpdateScale::None,
                     lr: 1.0,
@@ -162,8 +162,11 @@ fn every_pair_of_dtypes_is_orthogonalized() {
             for param in [Dtype::F32, Dtype::Bf16] {
                 for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
                     for momentum_dtype in [Dtype::F32, Dtype::Bf16] {
-                        let config =
-                            MuonConfig { precision, momentum_dtype, ..MuonConfig::default() };
+                        let config = MuonConfig {
+                            precision: Some(precision),
+                            momentum_dtype,
+                            ..MuonConfig::default()
+                        };
                         let mut muon = muon(config);
                         let rule = MuonRule { lr: 0.5, momentum: 0.5, ..rule("jordan") };
                         let group = muon.add_group("hidden", rule).unwrap();
@@ -218,8 +221,11 @@ fn the_applied_update_is_orthogonal_in_every_mode() {
             {
                 for tall in [false, true] {
                     for (clip_norm, workspace_limit) in [(None, usize::MAX), (Some(0.5), 1)] {
-                        let config =
-                            MuonConfig { precision, workspace_limit, ..MuonConfig::default() };
+                        let config = MuonConfig {
+                            precision: Some(precision),
+                            workspace_limit,
+                            ..MuonConfig::default()
+                        };
                         let mut muon = muon(config);
                         let rule = MuonRule {
                             method: method.clone(),
@@ -393,8 +399,9 @@ fn convolutions_and_heads_are_stepped_as_on_the_cpu() {
         ] {
             let len = shape.iter().product();
             let spec = || ParamSpec::new("w", &shape).split(split.clone());
-            let mut cpu = Muon::new(Cpu::with_threads(1).unwrap(), MuonConfig::default()).unwrap();
-            let mut gpu = muon(MuonConfig::default());
+            let config = MuonConfig { precision: Some(Precision::F32), ..MuonConfig::default() };
+            let mut cpu = Muon::new(Cpu::with_threads(1).unwrap(), config.clone()).unwrap();
+            let mut gpu = muon(config);
             let group = cpu.add_group("hidden", rule("jordan")).unwrap();
             let cpu_id = cpu.add_param(group, spec()).unwrap();
             let group = gpu.add_group("hidden", rule("jordan")).unwrap();
@@ -485,7 +492,7 @@ fn two_optimizers_on_two_streams_have_a_workspace_each() {
             .map(|&k| {
                 let before = session.counters().map(|c| c.live_bytes);
                 let mut muon =
-                    muon(MuonConfig { precision: Precision::Bf16, ..MuonConfig::default() });
+                    muon(MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() });
                 if let Some((before, after)) = before.zip(session.counters().map(|c| c.live_bytes))
                 {
                     // 32 MiB from capability 9.0 on, which the emulated H100 has.
@@ -517,4 +524,21 @@ fn two_optimizers_on_two_streams_have_a_workspace_each() {
         let together = with_device(seed, |session| run(session, &[1, 2]));
         assert!(together == alone, "seed {seed}");
     }
+}
+
+/// A configuration that names no precision means the device's own.
+#[test]
+fn the_default_precision_is_bf16_here_and_f32_on_the_cpu() {
+    with_device(9, |_| {
+        let mut gpu = muon(MuonConfig::default());
+        let mut cpu = Muon::new(Cpu::with_threads(1).unwrap(), MuonConfig::default()).unwrap();
+        assert_eq!(gpu.config().precision, Some(Precision::Bf16));
+        let group = gpu.add_group("hidden", rule("jordan")).unwrap();
+        gpu.add_param(group, ParamSpec::new("w", &[8, 8])).unwrap();
+        assert_eq!(gpu.plan().unwrap().precision(), Precision::Bf16);
+        let group = cpu.add_group("hidden", rule("jordan")).unwrap();
+        cpu.add_param(group, ParamSpec::new("w", &[8, 8])).unwrap();
+        assert_eq!(cpu.plan().unwrap().precision(), Precision::F32);
+        assert_eq!(cpu.config().precision, Some(Precision::F32));
+    });
 }

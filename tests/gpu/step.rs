@@ -63,7 +63,7 @@ fn steps_meet_the_oracle_in_every_precision_at_every_shape_and_alignment() {
                 let rule = MuonRule { weight_decay: 0.1, ..rule(preset) };
                 let expected = oracle(&rule, Layout::OutIn, shape[0], shape[1], &param, &grads);
                 {
-                    let config = MuonConfig { precision, ..MuonConfig::default() };
+                    let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
                     let found = gpu(&config, &rule, shape, &param, &grads, i % 5);
                     let error = update_error(&found, &expected, &param);
                     // The CPU device rounds at the same stores, in another order of summation.
@@ -96,11 +96,11 @@ fn products_of_short_operands_have_the_bits_of_the_cpu_device_on_the_emulator() 
         ] {
             for shape in [[31, 33], [33, 31], [64, 64], [127, 257]] {
                 let (param, grads) = inputs(shape, 2, 21);
-                let config = MuonConfig { precision, ..MuonConfig::default() };
+                let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
                 let found = gpu(&config, &rule(preset), shape, &param, &grads, 0);
                 let cpu = run(&config, &rule(preset), &shape, &param, &grads, 1);
                 assert!(bits(&found) == bits(&cpu), "{preset} {shape:?} {precision}");
-                let f32 = MuonConfig::default();
+                let f32 = MuonConfig { precision: Some(Precision::F32), ..MuonConfig::default() };
                 let other = gpu(&f32, &rule(preset), shape, &param, &grads, 0);
                 let distance = update_error(&found, &widened(&other), &param);
                 // Rounding that is not there would be f32's: some 1e-6.
@@ -322,7 +322,8 @@ fn gram_forms_match_the_cpu_device() {
             let rule = MuonRule { method: MethodChoice::Gram(groups), ..rule(preset) };
             for shape in [shape, [shape[1], shape[0]]] {
                 let expected = oracle(&rule, Layout::OutIn, shape[0], shape[1], &param, &grads);
-                let config = MuonConfig::default();
+                let config =
+                    MuonConfig { precision: Some(Precision::F32), ..MuonConfig::default() };
                 let cpu = run(&config, &rule, &shape, &param, &grads, 1);
                 let found = gpu(&config, &rule, shape, &param, &grads, 0);
                 let (error, limit) = (

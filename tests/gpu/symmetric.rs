@@ -16,7 +16,8 @@ fn step(
     symmetric_products: SymmetricProducts,
     shape: [usize; 2],
 ) -> (Vec<f32>, Vec<f32>) {
-    let config = MuonConfig { precision, symmetric_products, ..MuonConfig::default() };
+    let config =
+        MuonConfig { precision: Some(precision), symmetric_products, ..MuonConfig::default() };
     let mut muon = muon(config);
     let group = muon.add_group("hidden", rule.clone()).unwrap();
     let stream = stream(&muon);

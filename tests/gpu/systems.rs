@@ -23,7 +23,7 @@ struct Row {
 /// Two steps on one matrix: the first one's update is the result, the second one is counted.
 fn row(orthogonalizer: Orthogonalizer, precision: Precision, grad: &[f32], polar: &[f64]) -> Row {
     with_device(3, |session| {
-        let config = MuonConfig { precision, ..MuonConfig::default() };
+        let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
         // The update is what was orthogonalized: no momentum, decay or scale.
         let rule = MuonRule {
             lr: 1.0,

@@ -134,7 +134,7 @@ fn cost(
     (error, cosine): (f64, f64),
 ) -> Result<System> {
     let precision = args.precision.unwrap_or(args.device.default_precision());
-    let config = MuonConfig { precision: precision.into(), ..MuonConfig::default() };
+    let config = MuonConfig { precision: Some(precision.into()), ..MuonConfig::default() };
     let rule = MuonRule { orthogonalizer, ..MuonRule::default() };
     let shape = [args.shape.rows, args.shape.cols];
     let cost = Plan::for_shapes(&config, &rule, [(&shape[..], 1)])?.cuda_cost(&CostInputs {

@@ -151,7 +151,7 @@ impl Engine {
         }
         let options = OrthogonalizeOptions {
             orthogonalizer,
-            precision: precision.into(),
+            precision: Some(precision.into()),
             ..OrthogonalizeOptions::default()
         };
         let mut engine = Self { arithmetic: Arithmetic::new(device)?, options };
@@ -232,7 +232,7 @@ fn on<D: Transfer>(
         device.read(&out, x)?;
         let name = options.orthogonalizer.name();
         method = match done.method {
-            Some(m) => format!("{name}, {m}, {}", options.precision),
+            Some(m) => format!("{name}, {m}, {}", done.precision),
             None => name,
         };
     }

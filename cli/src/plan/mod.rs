@@ -35,7 +35,7 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<Ended> {
         ..MuonRule::default()
     };
     let config = MuonConfig {
-        precision: args.precision.into(),
+        precision: Some(args.precision.into()),
         momentum_dtype: args.momentum_dtype.into(),
         symmetric_products: args.symmetric,
         ..MuonConfig::default()
@@ -90,7 +90,7 @@ pub(crate) fn bound_of_one(
     profile: &Profile,
 ) -> Result<f64> {
     let rule = MuonRule { orthogonalizer, method, ..MuonRule::default() };
-    let config = MuonConfig { precision, ..MuonConfig::default() };
+    let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
     let dimensions = [shape.rows, shape.cols];
     let plan = Plan::for_shapes(&config, &rule, [(dimensions.as_slice(), 1)])?;
     let cost = plan.cuda_cost(&CostInputs {

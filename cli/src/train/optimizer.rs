@@ -141,7 +141,7 @@ impl Stepper {
     pub(crate) fn new(config: &Config, row: &OptimizerConfig, params: &[Param]) -> Result<Self> {
         let assignments = assignments(row, params)?;
         let muon_config =
-            MuonConfig { precision: config.precision.into(), ..MuonConfig::default() };
+            MuonConfig { precision: Some(config.precision.into()), ..MuonConfig::default() };
         match config.device {
             DeviceName::Cpu => {
                 let device = Cpu::with_threads(config.threads)?;

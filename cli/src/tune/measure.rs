@@ -61,7 +61,7 @@ impl Bench {
                 schedule: schedule.clone(),
                 iterations: None,
             },
-            precision: self.precision,
+            precision: Some(self.precision),
             method,
             ..OrthogonalizeOptions::default()
         };
