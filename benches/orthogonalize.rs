@@ -29,7 +29,11 @@ fn gaussian(len: usize) -> Vec<f32> {
 }
 
 fn options(orthogonalizer: Orthogonalizer, precision: Precision) -> OrthogonalizeOptions {
-    OrthogonalizeOptions { orthogonalizer, precision, ..OrthogonalizeOptions::default() }
+    OrthogonalizeOptions {
+        orthogonalizer,
+        precision: Some(precision),
+        ..OrthogonalizeOptions::default()
+    }
 }
 
 fn main() {
