@@ -1,9 +1,11 @@
 //! Parameters and gradients as callers hand them to the CUDA device.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, SyncOnDrop,
+    CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice as _,
+    SyncOnDrop,
 };
 use half::{bf16, f16};
 
@@ -93,6 +95,17 @@ impl CudaParamMut<'_> {
         self.info
     }
 
+    /// The stream that allocated the slice, of memory that cudarc owns.
+    pub(super) fn stream(&self) -> Option<&Arc<CudaStream>> {
+        match &self.view {
+            ViewMut::F32(v) => Some(v.stream()),
+            ViewMut::Bf16(v) => Some(v.stream()),
+            #[cfg(feature = "cust")]
+            ViewMut::Cust(_) => None,
+            ViewMut::Raw(_) => None,
+        }
+    }
+
     /// As [`CudaParamMut::fence`], to read.
     pub(super) fn fence_read<'s>(&'s self, stream: &'s CudaStream) -> Option<SyncOnDrop<'s>> {
         match &self.view {
@@ -132,6 +145,18 @@ impl CudaGrad<'_> {
 
     pub(super) fn info(&self) -> BufferInfo {
         self.info
+    }
+
+    /// The stream that allocated the slice, of memory that cudarc owns.
+    pub(super) fn stream(&self) -> Option<&Arc<CudaStream>> {
+        match &self.view {
+            View::F32(v) => Some(v.stream()),
+            View::Bf16(v) => Some(v.stream()),
+            View::F16(v) => Some(v.stream()),
+            #[cfg(feature = "cust")]
+            View::Cust(_) => None,
+            View::Raw(_) => None,
+        }
     }
 
     /// Makes the stream wait for earlier writers of the memory; the guard tells later ones when it is dropped.

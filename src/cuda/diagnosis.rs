@@ -81,22 +81,27 @@ impl Diagnosis {
 #[must_use]
 pub fn diagnose() -> Diagnosis {
     let mut devices = Vec::new();
-    let driver = match preflight::driver() {
+    let found = preflight::driver();
+    let driver = match &found {
         Ok(driver) => {
             devices.extend((0..driver.devices).map(device));
             let version = driver.version;
             Part {
                 version: Some(format!("{}.{}", version / 1000, version % 1000 / 10)),
-                path: Some(driver.path),
+                path: Some(driver.path.clone()),
                 problem: None,
             }
         }
-        Err(error) => missing(&error),
+        Err(error) => missing(error),
     };
     let mut nvrtc = toolkit(preflight::nvrtc());
     if nvrtc.problem.is_none() {
         nvrtc.problem = compile_nothing().err().map(|error| error.to_string());
     }
+    let cublas_lt = preflight::cublas_lt().and_then(|cublas_lt| match &found {
+        Ok(driver) => preflight::fits(driver, &cublas_lt).map(|()| cublas_lt),
+        Err(_) => Ok(cublas_lt),
+    });
     let directory = Cache::from_env().directory().map(PathBuf::from);
     let entries = directory
         .as_ref()
@@ -109,7 +114,7 @@ pub fn diagnose() -> Diagnosis {
     Diagnosis {
         driver,
         nvrtc,
-        cublas_lt: toolkit(preflight::cublas_lt()),
+        cublas_lt: toolkit(cublas_lt),
         devices,
         kernel_cache: KernelCache { directory, entries },
     }

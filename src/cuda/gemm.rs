@@ -13,7 +13,7 @@ use cudarc::cublaslt::sys::{
     cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
     cublasLtMatmulDescAttributes_t as DescAttribute,
     cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute, cublasLtMatrixLayout_t,
-    cublasLtMatrixLayoutAttribute_t as LayoutAttribute, cudaDataType,
+    cublasLtMatrixLayoutAttribute_t as LayoutAttribute, cublasLtReductionScheme_t, cudaDataType,
 };
 use cudarc::driver::CudaStream;
 
@@ -239,6 +239,15 @@ impl Gemm {
             PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
             std::ptr::from_ref(&bytes).cast(),
             size_of_val(&bytes),
+        )?;
+        // No product split along k: by default its parts may be kept in the type of D, which rounds each to 16 bit, and be
+        // added in an order that differs from run to run; and split products that leave out the end of k were reported of
+        // cuBLAS 12.8 and 13.1 on an H100 (facebookexperimental/triton #2767).
+        let reduction = cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
+        set(
+            PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+            std::ptr::from_ref(&reduction).cast(),
+            size_of_val(&reduction),
         )?;
         for attribute in [
             PreferenceAttribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,

@@ -22,6 +22,8 @@ pub struct CapturedStep {
     generation: (u64, u64),
     present: Vec<bool>,
     clip: Option<(u64, u64)>,
+    /// Digest of its launches, with the addresses of the tables that they read.
+    launches: u64,
     report: StepReport,
 }
 
@@ -39,7 +41,8 @@ fn clip(options: &StepOptions) -> Option<(u64, u64)> {
 impl Muon<Cuda> {
     /// Records a step into a CUDA graph without taking it.
     ///
-    /// Take one eager step with every tensor first. Replays may change `lr_factor`, learning rates ([`Muon::set_lr`]), the
+    /// Take one eager step with every tensor first: a later one with more tensors than any before moves tables, and the graph is
+    /// refused. The step's products are enqueued once on the workspace, so that nothing is chosen or loaded while recording. Replays may change `lr_factor`, learning rates ([`Muon::set_lr`]), the
     /// inverse loss scale (unless gradients are clipped), and the addresses of parameters and gradients; the same
     /// parameters must have gradients, and rules and parameters must not change.
     ///
@@ -49,7 +52,7 @@ impl Muon<Cuda> {
     ///
     /// # Errors
     /// As [`Muon::step`]; the strict policy for gradients that are not finite and the exact factor, which wait for the host; a
-    /// clipped step of another limit. Nothing is changed.
+    /// device on the legacy default stream, which cannot be recorded. Nothing is changed.
     pub fn capture_step(
         &mut self,
         options: &StepOptions,
@@ -66,7 +69,8 @@ impl Muon<Cuda> {
                 "capture: the exact polar factor is computed on the host; use a polynomial",
             ));
         }
-        self.tables_only(options, tensors)?;
+        let launches = self.tables_only(options, tensors)?;
+        self.run_in(Mode::Rehearse, options, tensors).map_err(|e| e.context("capture"))?;
         let stream = self.device().stream().clone();
         let failed = |e| driver_error(e, "recording a step");
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -86,6 +90,7 @@ impl Muon<Cuda> {
             generation: self.generation(),
             present,
             clip: clip(options),
+            launches,
             report,
         })
     }
@@ -95,8 +100,8 @@ impl Muon<Cuda> {
     /// The result is bit for bit that of [`Muon::step`].
     ///
     /// # Errors
-    /// A step that was recorded under another plan or optimizer, other parameters with a gradient, or another clipping: nothing
-    /// changed. A failed device.
+    /// A step that was recorded under another plan or optimizer, other parameters with a gradient, or another clipping, or before a
+    /// step of more tensors moved the device's tables: nothing changed. A failed device.
     pub fn replay_step(
         &mut self,
         captured: &CapturedStep,
@@ -122,18 +127,33 @@ impl Muon<Cuda> {
             let untouched = captured.present.len();
             return Ok(StepReport { skipped: true, untouched, ..StepReport::default() });
         }
-        self.tables_only(options, tensors)?;
+        // A step of more tensors in between has moved the tables that it had no room in.
+        if self.tables_only(options, tensors)? != captured.launches {
+            return refuse("tables of the device moved");
+        }
         captured.graph.launch().map_err(|e| driver_error(e, "replaying a step"))?;
         Ok(captured.report)
     }
 
-    /// Brings the tables in device memory up to date and enqueues nothing else.
+    /// Brings the tables in device memory up to date and enqueues nothing else; a digest of what it left out.
     fn tables_only(
         &mut self,
         options: &StepOptions,
         tensors: &mut [StepTensor<'_, Cuda>],
+    ) -> Result<u64> {
+        *self.device_mut().launcher.left_out.get_mut() = 0;
+        self.run_in(Mode::TablesOnly, options, tensors)?;
+        Ok(*self.device_mut().launcher.left_out.get_mut())
+    }
+
+    /// The stages of a step in a mode that takes no step.
+    fn run_in(
+        &mut self,
+        mode: Mode,
+        options: &StepOptions,
+        tensors: &mut [StepTensor<'_, Cuda>],
     ) -> Result<()> {
-        self.device_mut().launcher.mode = Mode::TablesOnly;
+        self.device_mut().launcher.mode = mode;
         let done = self.run_stages(options, tensors, &mut StepReport::default());
         self.device_mut().launcher.mode = Mode::Enqueue;
         done

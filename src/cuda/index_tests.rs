@@ -12,6 +12,7 @@
 use cuda_emulator::{Config, Emulator};
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::cache::Cache;
 use super::compile::Kernels;
@@ -54,7 +55,15 @@ impl Device {
         let cache = tempfile::tempdir().unwrap();
         let kernels = Kernels::load_sources(&context, SOURCES, &Cache::at(cache.path())).unwrap();
         let stream = context.new_stream().unwrap();
-        Self { launcher: Launcher { kernels, stream, mode: Mode::Enqueue }, emulator }
+        Self {
+            launcher: Launcher {
+                kernels,
+                stream,
+                mode: Mode::Enqueue,
+                left_out: AtomicU64::new(0),
+            },
+            emulator,
+        }
     }
 
     fn stream(&self) -> &Arc<CudaStream> {

@@ -14,6 +14,7 @@ mod cust;
 pub mod diagnosis;
 mod direction;
 mod execute;
+mod fence;
 mod gemm;
 mod graph;
 #[cfg(test)]
@@ -35,8 +36,9 @@ mod workspace;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-use cudarc::driver::{CudaContext, CudaStream, SyncOnDrop};
+use cudarc::driver::{CudaContext, CudaStream};
 
 pub use buffers::{CudaGrad, CudaParamMut};
 pub use cudarc;
@@ -45,6 +47,7 @@ pub use state::CudaState;
 pub use workspace::CudaWorkspace;
 
 use compile::Kernels;
+use fence::Fences;
 use gemm::Gemm;
 use launch::{Launcher, Mode};
 use status::driver_error;
@@ -63,7 +66,8 @@ use crate::precision::Precision;
 /// # Stream
 /// Everything is enqueued on one stream, the device's own or the caller's; calls return before the work is
 /// done, and a failure of the work shows in a later call or in [`Muon::synchronize`](crate::Muon::synchronize). Slices and
-/// views of cudarc are ordered with other streams by cudarc's events; raw addresses are the caller's to order.
+/// views of cudarc are ordered with other streams by cudarc's events, those of another `CudaContext` object of the device
+/// with the stream that allocated them; raw addresses are the caller's to order.
 ///
 /// # Numerics
 /// Passes A and B and AdamW produce the same bits as the CPU device, but for the order in which squares are summed
@@ -129,7 +133,12 @@ impl Cuda {
             unscale: GradScale::new(&stream)?,
             one,
             gemm,
-            launcher: Launcher { kernels, stream, mode: Mode::Enqueue },
+            launcher: Launcher {
+                kernels,
+                stream,
+                mode: Mode::Enqueue,
+                left_out: AtomicU64::new(0),
+            },
             gradients: Spans::new(),
             adamw: AdamWTables::new(),
             finish: FinishTables::new(),
@@ -189,15 +198,12 @@ impl Cuda {
 
     fn fence_grads<'s>(
         &self,
-        stream: &'s CudaStream,
+        stream: &'s Arc<CudaStream>,
         tensors: &'s [StepTensor<'_, Self>],
-    ) -> Vec<SyncOnDrop<'s>> {
-        if self.launcher.mode != Mode::Enqueue
-            || !stream.context().is_managing_stream_synchronization()
-        {
-            return Vec::new();
-        }
-        tensors.iter().filter_map(|t| t.grad.as_ref()?.fence(stream)).collect()
+    ) -> Result<Fences<'s>> {
+        let mut fences = Fences::new(&self.launcher, stream);
+        tensors.iter().filter_map(|t| t.grad.as_ref()).try_for_each(|g| fences.read(g))?;
+        Ok(fences)
     }
 }
 
@@ -294,7 +300,7 @@ impl Device for Cuda {
                 return d.grad_scale.set(&stream, narrow(inverse_loss_scale));
             };
             d.unscale.set(&stream, narrow(inverse_loss_scale))?;
-            let _fences = d.fence_grads(&stream, tensors);
+            let _fences = d.fence_grads(&stream, tensors)?;
             let scale = d.grad_scale.address();
             let gradients = tensors.iter().filter_map(|t| t.grad.as_ref()).map(CudaGrad::info);
             let gradients = gradients.map(|g| (g.address as u64, g.len, g.dtype));
@@ -310,7 +316,7 @@ impl Device for Cuda {
         self.check_cust(tensors)?;
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
-            let _fences = d.fence_grads(&stream, tensors);
+            let _fences = d.fence_grads(&stream, tensors)?;
             let positions: Vec<usize> = tensors
                 .iter()
                 .enumerate()
@@ -335,7 +341,7 @@ impl Device for Cuda {
     ) -> Result<()> {
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
-            let _fences = d.fence_grads(&stream, tensors);
+            let _fences = d.fence_grads(&stream, tensors)?;
             let (scale, chunk) = (d.grad_scale.address(), d.chunk);
             d.chunk += 1;
             passes::pass_a(&d.launcher, scale, plan, jobs, tensors, states, workspace, chunk)
@@ -351,7 +357,7 @@ impl Device for Cuda {
     ) -> Result<f64> {
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
-            let _fences = d.fence_grads(&stream, tensors);
+            let _fences = d.fence_grads(&stream, tensors)?;
             direction::direction(&stream, d.grad_scale.address(), job, tensors, states, out)
         })
     }
@@ -404,22 +410,17 @@ impl Device for Cuda {
     ) -> Result<()> {
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
-            let managed = d.launcher.mode == Mode::Enqueue
-                && stream.context().is_managing_stream_synchronization();
             let checked = jobs
                 .chunk_by(|a, b| a.bucket == b.bucket)
                 .any(|j| plan.buckets()[j[0].bucket].commit == Commit::AfterCheck);
-            // Gradients are read again where momentum waited.
-            let reads_grads = managed && checked;
-            let _fences: Vec<_> = tensors
-                .iter_mut()
-                .filter(|t| managed && t.grad.is_some())
-                .flat_map(|t| {
-                    let grad = t.grad.as_ref().filter(|_| reads_grads);
-                    [t.param.fence(&stream), grad.and_then(|g| g.fence(&stream))]
-                })
-                .flatten()
-                .collect();
+            let mut fences = Fences::new(&d.launcher, &stream);
+            for tensor in tensors.iter_mut().filter(|t| t.grad.is_some()) {
+                // Gradients are read again where momentum waited.
+                if let Some(grad) = tensor.grad.as_ref().filter(|_| checked) {
+                    fences.read(grad)?;
+                }
+                fences.write(&mut tensor.param)?;
+            }
             let scale = d.grad_scale.address();
             match workspace.chunks.get(d.chunk.wrapping_sub(1)) {
                 Some(tables) if !jobs.is_empty() => {

@@ -1,5 +1,6 @@
 //! Passes A and B: the tables of a chunk, and the launches over them.
 
+use super::fence::Fences;
 use super::launch::{Launcher, Mode, count};
 use super::state::CudaState;
 use super::table::{self, Matrix, Scalars, TILE};
@@ -193,7 +194,8 @@ pub(super) fn fill_master(
         ));
     }
     let param: &CudaParamMut<'_> = &tensor.param;
-    let _fence = param.fence_read(&launcher.stream);
+    let mut fences = Fences::new(launcher, &launcher.stream);
+    fences.read_param(param)?;
     launcher.master_fill(param.info().address as u64, state.master(), param.info().len)?;
     state.master_ready = true;
     Ok(())

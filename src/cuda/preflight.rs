@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 const OLDEST_DRIVER: i32 = 12_000;
 /// The oldest NVRTC whose C++17 and bf16 conversions the kernels were tried with.
 const OLDEST_NVRTC: (i32, i32) = (12, 0);
+/// The oldest major version of cublasLt.
+const OLDEST_CUBLAS_LT: usize = 12;
 
 /// What the CUDA device and the parts of cudarc under it call in the driver.
 const DRIVER_SYMBOLS: &[&str] = &[
@@ -121,10 +123,33 @@ pub(crate) struct Toolkit {
 /// # Errors
 /// `is_cuda_unavailable`: the first thing that is missing, and what to install.
 pub(crate) fn check() -> Result<()> {
-    driver()?;
+    let driver = driver()?;
     nvrtc()?;
-    cublas_lt()?;
-    Ok(())
+    fits(&driver, &cublas_lt()?)
+}
+
+/// Checks that the driver is new enough for cublasLt, which it says itself only as `CUBLAS_STATUS_NOT_INITIALIZED`: within a
+/// major version of CUDA older drivers do, of a later one they do not.
+///
+/// # Errors
+/// `is_cuda_unavailable`.
+pub(crate) fn fits(driver: &Driver, cublas_lt: &Toolkit) -> Result<()> {
+    let major = cublas_lt.version.split('.').next().and_then(|text| text.parse().ok());
+    if major.unwrap_or(0) <= driver.version / 1000 {
+        return Ok(());
+    }
+    Err(Error::cuda_unavailable(
+        format!(
+            "cublasLt {} ({}) is too new for the NVIDIA driver, which supports CUDA {}; install a newer driver, or \
+             cublasLt of CUDA {} (`pip install nvidia-cublas-cu{}`), and put its directory into LD_LIBRARY_PATH",
+            cublas_lt.version,
+            cublas_lt.path.display(),
+            version_text(driver.version),
+            driver.version / 1000,
+            driver.version / 1000
+        ),
+        None,
+    ))
 }
 
 /// Checks the driver and counts its devices.
@@ -224,7 +249,17 @@ pub(crate) fn cublas_lt() -> Result<Toolkit> {
     // SAFETY: takes nothing, returns a number.
     #[allow(unsafe_code, reason = "a call of cublasLt")]
     let version = unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() };
+    let major = version / 10_000;
     let version = format!("{}.{}.{}", version / 10_000, version % 10_000 / 100, version % 100);
+    if major < OLDEST_CUBLAS_LT {
+        return Err(Error::cuda_unavailable(
+            format!(
+                "cublasLt ({}) is too old: version {version}, needed is {OLDEST_CUBLAS_LT}.0 or newer; {install}",
+                path.display()
+            ),
+            None,
+        ));
+    }
     Ok(Toolkit { version, path })
 }
 

@@ -63,6 +63,7 @@ fn plant(directory: &Path, file: &str, symbols: &[&str], bodies: &[(&str, &str)]
 const GOOD_DRIVER: &[(&str, &str)] =
     &[("cuDriverGetVersion", "*a = 13000; return 0;"), ("cuDeviceGetCount", "*a = 1; return 0;")];
 const GOOD_NVRTC: &[(&str, &str)] = &[("nvrtcVersion", "*a = 13; *b = 0; return 0;")];
+const GOOD_CUBLAS_LT: &[(&str, &str)] = &[("cublasLtGetVersion", "return 130000;")];
 
 fn plant_driver(directory: &Path, bodies: &[(&str, &str)]) {
     // Under the first name that is looked for, so that a real driver is not found.
@@ -201,6 +202,37 @@ fn cublas_lt_absent_or_incomplete() {
     expect(&check_in(directory.path()), None, &["lacks `cublasLtDestroy`", install]);
 }
 
+#[test]
+fn cublas_lt_too_old_or_too_new_for_the_driver() {
+    let directory = tempfile::tempdir().unwrap();
+    plant_driver(directory.path(), &[("cuDriverGetVersion", "*a = 12080; return 0;")]);
+    plant_nvrtc(directory.path(), &[]);
+    for (version, parts) in [
+        (
+            "return 110803;",
+            ["too old: version 11.8.3, needed is 12.0", "pip install nvidia-cublas"],
+        ),
+        (
+            "return 130100;",
+            [
+                "13.1.0",
+                "too new for the NVIDIA driver, which supports CUDA 12.8; install a newer driver",
+            ],
+        ),
+    ] {
+        let body = [("cublasLtGetVersion", version)];
+        plant(directory.path(), "libcublasLt.so", CUBLAS_LT_SYMBOLS, &body);
+        expect(&check_in(directory.path()), None, &parts);
+    }
+    // Of the driver's major version any will do, and of an older one.
+    let toolkit = |version: &str| Toolkit { version: version.to_owned(), path: PathBuf::new() };
+    let driver = Driver { version: 12_080, devices: 1, path: PathBuf::new() };
+    for version in ["12.0.0", "12.9.3"] {
+        fits(&driver, &toolkit(version)).unwrap();
+    }
+    fits(&Driver { version: 13_000, ..driver }, &toolkit("12.9.3")).unwrap();
+}
+
 /// Puts the real NVRTC, or its builtins, into a directory.
 fn plant_real(directory: &Path, prefix: &str) {
     let from = cuda_emulator::fetch_nvrtc().unwrap();
@@ -221,7 +253,7 @@ fn nvrtc_without_its_builtins_and_a_complete_installation() {
     let _emulator = emulator(cuda_emulator::Config::default());
     let directory = tempfile::tempdir_in(cuda_emulator::fetch_nvrtc().unwrap().target).unwrap();
     plant_driver(directory.path(), &[]);
-    plant(directory.path(), "libcublasLt.so", CUBLAS_LT_SYMBOLS, &[]);
+    plant(directory.path(), "libcublasLt.so", CUBLAS_LT_SYMBOLS, GOOD_CUBLAS_LT);
     plant_real(directory.path(), "libnvrtc.so");
     let found = check_in(directory.path());
     expect(

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::launch::{Launcher, Mode, count};
+use super::fence::Fences;
+use super::launch::{Launcher, count};
 use super::memory::{Buffer, Room, Table};
 use super::state::CudaState;
 use super::table::{self, AdamWScalars, AdamWStep, Span, TILE, Tensor};
@@ -160,13 +161,11 @@ pub(super) fn adamw(
         .filter_map(|job| tensors[job.tensor].grad.as_ref())
         .map(|g| (g.info().address as u64, g.info().len, g.info().dtype))
         .collect();
-    let mut fences = Vec::new();
-    if launcher.mode == Mode::Enqueue && stream.context().is_managing_stream_synchronization() {
-        for t in tensors.iter_mut() {
-            let Some(grad) = &t.grad else { continue };
-            fences.extend(grad.fence(stream));
-            fences.extend(t.param.fence(stream));
-        }
+    let mut fences = Fences::new(launcher, stream);
+    for t in tensors.iter_mut() {
+        let Some(grad) = &t.grad else { continue };
+        fences.read(grad)?;
+        fences.write(&mut t.param)?;
     }
     let (spans, sums) = tables.spans.sums(launcher, gradients.into_iter(), grad_scale)?;
     let device_table = tables.tensors.set(stream, &table)?;

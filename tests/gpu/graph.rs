@@ -89,3 +89,57 @@ fn replays_with_changing_rates_and_addresses_are_the_eager_steps() {
         }
     }
 }
+
+/// Tables that a larger step moved are not the ones that the graph reads.
+#[test]
+fn a_graph_whose_tables_moved_is_refused_and_captured_again() {
+    with_device(1, |_| {
+        let mut muon =
+            muon(MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() });
+        let hidden = muon.add_group("hidden", rule("jordan")).unwrap();
+        let rest = muon.add_group("rest", AdamWRule::default()).unwrap();
+        let stream = stream(&muon);
+        let mut random = Random::new(4);
+        let options = StepOptions::default();
+        let mut params: Vec<_> =
+            [(hidden, vec![24, 40]), (rest, vec![33]), (hidden, vec![24, 40]), (rest, vec![17])]
+                .into_iter()
+                .enumerate()
+                .map(|(i, (group, shape))| {
+                    let len = shape.iter().product();
+                    let id =
+                        muon.add_param(group, ParamSpec::new(format!("p{i}"), &shape)).unwrap();
+                    let values = random.normals(len);
+                    (id, Offset::new(&stream, &values, 0), Offset::new(&stream, &values, 0))
+                })
+                .collect();
+        let mut step = |muon: &mut muon_cuda::Muon<muon_cuda::Cuda>,
+                        some: &[usize],
+                        graph: Option<&muon_cuda::CapturedStep>| {
+            let mut tensors: Vec<_> = params
+                .iter_mut()
+                .enumerate()
+                .filter(|(i, _)| some.contains(i))
+                .map(|(_, (id, p, g))| StepTensor::new(*id, p.param(), g.grad()))
+                .collect();
+            match graph {
+                Some(graph) => muon.replay_step(graph, &options, &mut tensors).map(|_| None),
+                None if some.len() == 4 => muon.step(&options, &mut tensors).map(|_| None),
+                None => muon.capture_step(&options, &mut tensors).map(Some),
+            }
+        };
+        // One matrix or one tensor of AdamW at first, then two of each: their tables grow.
+        for some in [[0].as_slice(), &[0, 1]] {
+            let graph = step(&mut muon, some, None).unwrap().unwrap();
+            step(&mut muon, some, Some(&graph)).unwrap();
+            stream.synchronize().unwrap();
+        }
+        let graph = step(&mut muon, &[0, 1], None).unwrap().unwrap();
+        step(&mut muon, &[0, 1, 2, 3], None).unwrap();
+        let error = step(&mut muon, &[0, 1], Some(&graph)).unwrap_err();
+        assert!(error.is_invalid_config() && error.to_string().contains("moved"), "{error}");
+        let graph = step(&mut muon, &[0, 1], None).unwrap().unwrap();
+        step(&mut muon, &[0, 1], Some(&graph)).unwrap();
+        stream.synchronize().unwrap();
+    });
+}

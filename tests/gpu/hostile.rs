@@ -1,8 +1,9 @@
 //! Hostile input: NaN and zero matrices in a batch, gradients at the ends of f32, other streams, seeds of the scheduler.
 
+use muon_cuda::cudarc::driver::CudaContext;
 use muon_cuda::{
-    Commit, HostBuffer, MethodChoice, MuonConfig, MuonRule, NonFinite, ParamSpec, Precision, Split,
-    StepOptions, StepTensor, UpdateScale,
+    AdamWRule, Commit, HostBuffer, MethodChoice, MuonConfig, MuonRule, NonFinite, ParamSpec,
+    Precision, Split, StepOptions, StepTensor, UpdateScale,
 };
 
 use crate::device::{Offset, muon, stream, with_device};
@@ -197,4 +198,46 @@ fn an_update_that_overflows_leaves_parameter_momentum_and_step_count() {
         let decayed: Vec<f32> = start.iter().map(|p| p * 0.75 * 0.75).collect();
         assert_eq!(bits(&params[1].1.download()), bits(&decayed), "a zero direction");
     });
+}
+
+/// A program that opens the device itself has a context object of its own, whose slices carry no events while it
+/// has made no stream there.
+#[test]
+fn slices_of_another_context_object_are_ordered_with_the_step() {
+    // Parameters are that object's; gradients are, or the device's.
+    let run = |seed, both: bool| {
+        with_device(seed, |_| {
+            let config = MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() };
+            let mut muon = muon(config);
+            let group = muon.add_group("hidden", rule("jordan")).unwrap();
+            let rest = muon.add_group("rest", AdamWRule::default()).unwrap();
+            let own = CudaContext::new(0).unwrap().default_stream();
+            let of_grads = if both { own.clone() } else { stream(&muon) };
+            let mut random = Random::new(2);
+            let mut tensors: Vec<_> = [(group, vec![48, 24]), (rest, vec![33])]
+                .into_iter()
+                .enumerate()
+                .map(|(i, (group, shape))| {
+                    let len = shape.iter().product();
+                    let id =
+                        muon.add_param(group, ParamSpec::new(format!("p{i}"), &shape)).unwrap();
+                    let p = Offset::new(&own, &random.normals(len), 0);
+                    (id, p, Offset::new(&of_grads, &random.normals(len), 0), len)
+                })
+                .collect();
+            for _ in 0..3 {
+                for (_, _, g, len) in &mut tensors {
+                    g.upload(&random.normals(*len));
+                }
+                let mut step: Vec<_> = tensors
+                    .iter_mut()
+                    .map(|(id, p, g, _)| StepTensor::new(*id, p.param(), g.grad()))
+                    .collect();
+                muon.step(&StepOptions::default(), &mut step).unwrap();
+            }
+            tensors.iter().map(|(_, p, ..)| bits(&p.download())).collect::<Vec<_>>()
+        })
+    };
+    let first = run(0, true);
+    assert!((1..10).all(|seed| run(seed, seed % 2 == 0) == first));
 }

@@ -360,8 +360,17 @@ impl Runtime {
         }
         let alpha = self.read_scalar(call.scalars[0], scalar_type, pointer_mode, name)?;
         let beta = self.read_scalar(call.scalars[1], scalar_type, pointer_mode, name)?;
-        let mut group =
-            Group { a, b, c, d: c, alpha, beta, rounding, items: Items::Known(Vec::new()) };
+        let mut group = Group {
+            a,
+            b,
+            c,
+            d: c,
+            alpha,
+            beta,
+            rounding,
+            parts_in_output: false,
+            items: Items::Known(Vec::new()),
+        };
         group.items = match &call.batching {
             Batching::Single([a, b, c]) => Items::Known(vec![Item { a: *a, b: *b, c: *c, d: *c }]),
             Batching::Strided([a, b, c], strides, _) => {

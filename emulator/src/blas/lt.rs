@@ -76,6 +76,14 @@ pub struct Matmul {
 
 /// Marks an algorithm that came from our heuristic.
 const ALGORITHM: u64 = 0x4D55_4F4E_0000_0001;
+/// Marks one that splits the inner dimension and adds the parts in D's type.
+const SPLIT_ALGORITHM: u64 = 0x4D55_4F4E_0000_0002;
+/// `CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK`. The default is all schemes, 7.
+const REDUCTION_SCHEMES: i32 = 3;
+/// `CUBLASLT_REDUCTION_SCHEME_INPLACE` and `CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE`: parts are kept in the type of D.
+const REDUCTIONS_IN_OUTPUT_TYPE: i64 = 1 | 4;
+/// Inner dimension from which the heuristic splits where it may.
+const SPLIT_FROM: u64 = 32;
 /// `CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES`; B, C and D follow. The default is 256.
 const MIN_ALIGNMENT_A: i32 = 5;
 
@@ -291,13 +299,18 @@ impl Runtime {
         };
         let zero = Scalar::Value(0.0);
         let items = Items::Known(Vec::new());
-        Ok((Group { a, b, c, d, alpha: zero, beta: zero, rounding, items }, decoded, scalar))
+        let group =
+            Group { a, b, c, d, alpha: zero, beta: zero, rounding, parts_in_output: false, items };
+        Ok((group, decoded, scalar))
     }
 
-    /// `cublasLtMatmulAlgoGetHeuristic`: our one algorithm, if the problem can be done.
+    /// `cublasLtMatmulAlgoGetHeuristic`: an algorithm, if the problem can be done.
+    ///
+    /// cublasLt may split the inner dimension and add the parts in D's type unless the preference masks those reduction
+    /// schemes out; here it does so whenever it may and it shows, that is where D has 16 bits.
     ///
     /// # Errors
-    /// As [`Runtime::lt_matmul`].
+    /// As [`Runtime::lt_matmul`]; `INTERNAL_ERROR` while the calling thread captures a stream.
     pub fn lt_heuristic(
         &mut self,
         handle: u64,
@@ -305,15 +318,23 @@ impl Runtime {
         layouts: [u64; 4],
         preference: u64,
     ) -> BlasOutcome<[u64; 2]> {
-        self.lt_object(LtAttribute::Handle, handle, "cublasLtMatmulAlgoGetHeuristic")?;
-        self.lt_group(desc, layouts)?;
+        let name = "cublasLtMatmulAlgoGetHeuristic";
+        self.lt_object(LtAttribute::Handle, handle, name)?;
+        // CUDA 13.3's asks for the context's resources, which a capture forbids; earlier ones do not.
+        self.forbid_any_capture(name).map_err(|_| BlasStatus::INTERNAL_ERROR)?;
+        let (group, ..) = self.lt_group(desc, layouts)?;
+        let schemes = self.lt_number(LtAttribute::Preference, preference, REDUCTION_SCHEMES, 7)?;
+        let splits = schemes & REDUCTIONS_IN_OUTPUT_TYPE != 0
+            && self.lt_workspace_limit(preference)? > 0
+            && group.d.dtype.size() == 2
+            && group.a.cols >= SPLIT_FROM;
         let mut alignments = 0;
         for index in 0..4 {
             let attribute = MIN_ALIGNMENT_A + index;
             let bytes = self.lt_number(LtAttribute::Preference, preference, attribute, 256)?;
             alignments |= (bytes as u64 & 0xFFFF) << (16 * index);
         }
-        Ok([ALGORITHM, alignments])
+        Ok([if splits { SPLIT_ALGORITHM } else { ALGORITHM }, alignments])
     }
 
     /// Checks the addresses of a matmul against what its algorithm was chosen for.
@@ -343,10 +364,12 @@ impl Runtime {
         let name = "cublasLtMatmul";
         self.lt_object(LtAttribute::Handle, call.handle, name)?;
         let (mut group, layouts, scalar) = self.lt_group(call.desc, call.layouts)?;
-        if call.algorithm.is_some_and(|algorithm| algorithm[0] != ALGORITHM) {
+        let mark = call.algorithm.map_or(ALGORITHM, |algorithm| algorithm[0]);
+        if ![ALGORITHM, SPLIT_ALGORITHM].contains(&mark) {
             let message = "the algorithm did not come from cublasLtMatmulAlgoGetHeuristic";
             return Err(self.blas_refuse(Class::InvalidArgument, name, message));
         }
+        group.parts_in_output = mark == SPLIT_ALGORITHM;
         let mode = self.lt_number(LtAttribute::Desc, call.desc, 2, 0)? as i32;
         if !(0..=1).contains(&mode) {
             return Err(self.blas_unsupported(&format!("cublasLt pointer mode {mode}")));

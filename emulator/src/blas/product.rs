@@ -90,6 +90,8 @@ pub(crate) struct Group {
     pub(crate) alpha: Scalar,
     pub(crate) beta: Scalar,
     pub(crate) rounding: InputRounding,
+    /// Whether the inner dimension is split in two and the parts are kept in D's type.
+    pub(crate) parts_in_output: bool,
     pub(crate) items: Items,
 }
 

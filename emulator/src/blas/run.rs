@@ -113,7 +113,11 @@ impl Runtime {
         } else {
             1
         };
-        let mut out = multiply(&a, &b, m, n, k, threads);
+        let mut out = if group.parts_in_output {
+            in_parts(&a, &b, [m, n, k], group.d.dtype, threads)
+        } else {
+            multiply(&a, &b, m, n, k, threads)
+        };
         let (alpha, beta) = (alpha as f32, beta as f32);
         if beta == 0.0 {
             out.iter_mut().for_each(|value| *value *= alpha);
@@ -187,6 +191,21 @@ impl Runtime {
             from_row_major(&out, group.d).into_iter().flat_map(f64::to_le_bytes).collect();
         self.scatter(task, group.d, item.d, &bytes)
     }
+}
+
+/// The product as two halves of the inner dimension, each rounded to D's type before they are added.
+fn in_parts(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], dtype: Dtype, threads: usize) -> Vec<f32> {
+    let half = k / 2;
+    let part = |from: usize, to: usize| {
+        let a: Vec<f32> = a.chunks_exact(k).flat_map(|row| &row[from..to]).copied().collect();
+        let out = multiply(&a, &b[from * n..to * n], m, n, to - from, threads);
+        let mut bytes = Vec::with_capacity(out.len() * dtype.size() as usize);
+        out.iter().for_each(|value| dtype.narrow(*value, &mut bytes));
+        let mut rounded = Vec::with_capacity(out.len());
+        dtype.widen(&bytes, &mut rounded);
+        rounded
+    };
+    part(0, half).iter().zip(part(half, k)).map(|(x, y)| x + y).collect()
 }
 
 fn decode(dtype: Dtype, bytes: &[u8]) -> f64 {
