@@ -33,7 +33,10 @@ impl Machine {
         std::fs::write(packed.join("commit"), "0123abcd\n").unwrap();
         write_script(&packed.join("muon"), "echo \"muon $*\"");
         write_script(&packed.join("gpu"), "echo \"tests on $MUON_TEST_DEVICE: $*\"");
-        write_script(&packed.join("bench"), "echo \"bench of $MUON_BENCH_COMMIT\"");
+        write_script(
+            &packed.join("bench"),
+            "echo \"bench of $MUON_BENCH_COMMIT, kernels in $MUON_CUDA_CACHE_DIR\"",
+        );
         write_script(
             &programs.join("nvidia-smi"),
             "case $1 in --list-gpus) echo 'GPU 0: A GPU' ;; *) echo '0, A GPU, 580.1, 80 GiB, 9.0, 1980 MHz' ;; esac",
@@ -57,6 +60,7 @@ impl Machine {
             .args(args)
             .current_dir(self.directory.path())
             .env("PATH", path)
+            .env_remove("LD_LIBRARY_PATH")
             .output()
             .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -66,6 +70,11 @@ impl Machine {
     fn report(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("gpu-check-report/report.md")).unwrap()
     }
+}
+
+/// A program that starts, says so much, and fails.
+fn failing(text: &str, status: i32) -> String {
+    format!("[ \"$1\" = --help ] && exit; echo '{text}'; exit {status}")
 }
 
 const STEPS: [&str; 10] = [
@@ -95,13 +104,15 @@ fn a_whole_machine_gets_a_report_of_every_step() {
     for part in [
         "* commit: 0123abcd",
         "0, A GPU, 580.1, 80 GiB, 9.0, 1980 MHz",
-        "tests on gpu: --test-threads 1",
+        "tests on gpu: --test-threads 1 --show-output",
         "muon verify data/torch_muon.json --device cuda --precision bf16 --against bf16ns",
         "sanitized: --tool racecheck --racecheck-detect-level error --error-exitcode 1 ./gpu",
-        "bench of 0123abcd",
+        "bench of 0123abcd, kernels in ",
+        "/gpu-check-report/kernels\n",
     ] {
         assert!(report.contains(part), "no `{part}` in {report}");
     }
+    assert!(!report.contains("LD_LIBRARY_PATH"), "{report}");
     let (code, out, _) = machine.run(&["--dry-run"]);
     assert_eq!(code, 0);
     assert!(out.contains("compute-sanitizer --tool initcheck"), "{out}");
@@ -110,7 +121,7 @@ fn a_whole_machine_gets_a_report_of_every_step() {
 #[test]
 fn a_step_that_fails_does_not_stop_the_others_and_decides_the_status() {
     let machine = Machine::whole();
-    write_script(&machine.packed().join("gpu"), "echo 'a test failed'; exit 101");
+    write_script(&machine.packed().join("gpu"), &failing("a test failed", 101));
     let (code, ..) = machine.run(&["--without-sanitizer"]);
     assert_eq!(code, 1);
     let report = machine.report();
@@ -118,6 +129,102 @@ fn a_step_that_fails_does_not_stop_the_others_and_decides_the_status() {
     assert!(report.contains("| bench | 0 | "), "{report}");
     assert!(report.contains("compute-sanitizer was left out"), "{report}");
     assert!(!report.contains("| memcheck"), "{report}");
+}
+
+#[test]
+fn a_bench_that_measured_nothing_on_a_machine_with_a_gpu_has_failed() {
+    let machine = Machine::whole();
+    write_script(&machine.packed().join("bench"), "echo 'nothing measured: too old a driver'");
+    let (code, ..) = machine.run(&["--without-sanitizer"]);
+    assert_eq!(code, 1);
+    let report = machine.report();
+    assert!(report.contains("| bench | 1 | ") && report.contains("too old a driver"), "{report}");
+}
+
+#[test]
+fn a_step_that_hangs_is_stopped_at_the_limit_and_the_others_run() {
+    let machine = Machine::whole();
+    write_script(&machine.packed().join("gpu"), "[ \"$1\" = --help ] && exit; exec sleep 600");
+    let (code, ..) = machine.run(&["--without-sanitizer", "--limit", "1"]);
+    assert_eq!(code, 1);
+    let report = machine.report();
+    assert!(report.contains("| tests | 124 | "), "{report}");
+    assert!(report.contains("stopped after 1 seconds, the limit"), "{report}");
+    assert!(report.contains("| bench | 0 | "), "{report}");
+    for wrong in ["0", "soon", ""] {
+        assert_eq!(machine.run(&["--limit", wrong]).0, 2, "{wrong}");
+    }
+}
+
+#[test]
+fn steps_are_run_alone_where_they_are_asked_for() {
+    let machine = Machine::whole();
+    std::fs::remove_file(machine.programs().join("compute-sanitizer")).unwrap();
+    let (code, out, err) = machine.run(&["--only", "verify-bf16,bench"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let report = machine.report();
+    for step in STEPS {
+        let asked = ["verify-bf16", "bench"].contains(&step);
+        assert_eq!(report.contains(&format!("| {step} | ")), asked, "{step}: {report}");
+    }
+    assert!(report.contains("* only these steps were asked for: verify-bf16,bench"), "{report}");
+    let (code, _, err) = machine.run(&["--only", "bench,memcheck"]);
+    assert_eq!(code, 3, "{err}");
+    let (code, _, err) = machine.run(&["--only", "verify"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("there is no step `verify`"), "{err}");
+}
+
+/// `nvidia-smi` of older drivers refuses the whole query for one field that it does not know.
+#[test]
+fn a_query_that_nvidia_smi_refuses_does_not_end_the_run() {
+    let machine = Machine::whole();
+    write_script(
+        &machine.programs().join("nvidia-smi"),
+        "[ \"$1\" = --list-gpus ] && echo 'GPU 0: A GPU' && exit\n\
+         echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2",
+    );
+    let (code, out, err) = machine.run(&["--without-sanitizer"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let report = machine.report();
+    assert!(report.contains("GPU 0: A GPU") && report.contains("| bench | 0 | "), "{report}");
+}
+
+#[test]
+fn libraries_that_pip_installed_are_found_and_named() {
+    let machine = Machine::whole();
+    let libraries = machine.directory.path().join("nvidia/cu13/lib");
+    write_script(&machine.programs().join("python3"), &format!("echo {}", libraries.display()));
+    let doctor = |directory: &Path| {
+        let body = format!(
+            "[ \"$1\" = doctor ] || exit 0\n\
+             case :$LD_LIBRARY_PATH: in *:{}:*) ;; *) echo 'install NVRTC'; exit 1 ;; esac",
+            directory.display()
+        );
+        write_script(&machine.packed().join("muon"), &body);
+    };
+    doctor(&libraries);
+    let (code, out, err) = machine.run(&[]);
+    assert_eq!(code, 0, "{out}{err}");
+    let report = machine.report();
+    let named = format!("{}\n", libraries.display());
+    let line = report.lines().find(|line| line.starts_with("* LD_LIBRARY_PATH: "));
+    assert!(line.is_some_and(|line| format!("{line}\n").ends_with(&named)), "{report}");
+    assert!(report.contains("| doctor | 0 | "), "{report}");
+
+    doctor(Path::new("/elsewhere"));
+    let (code, _, err) = machine.run(&[]);
+    assert_eq!(code, 3);
+    assert!(err.contains("what muon doctor asks for:\n    install NVRTC"), "{err}");
+}
+
+#[test]
+fn a_program_that_does_not_start_is_missing_a_machine() {
+    let machine = Machine::whole();
+    write_script(&machine.packed().join("gpu"), "echo \"version 'GLIBC_2.99' not found\"; exit 1");
+    let (code, _, err) = machine.run(&[]);
+    assert_eq!(code, 3);
+    assert!(err.contains("a machine that gpu starts on: version 'GLIBC_2.99' not found"), "{err}");
 }
 
 #[test]
@@ -167,9 +274,11 @@ fn the_archive_holds_what_a_run_needs() {
     );
     write_script(&programs.join("cargo"), &cargo);
     let archive = directory.path().join("archive.tar.gz");
+    // From another directory than the repository's, and to a file relative to it.
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/gpu-check"))
         .arg("pack")
-        .arg(&archive)
+        .arg("archive.tar.gz")
+        .current_dir(directory.path())
         .env("PATH", format!("{}:/usr/bin:/bin", programs.display()))
         .env("CARGO_TARGET_DIR", &target)
         .output()

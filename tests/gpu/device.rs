@@ -11,16 +11,27 @@ pub fn on_gpu() -> bool {
     std::env::var("MUON_TEST_DEVICE").is_ok_and(|d| d == "gpu")
 }
 
-/// NVRTC into target/, unless the machine's own is to be used.
+/// NVRTC into Cargo's target directory, unless `CUDA_EMULATOR_NVRTC_DIR` names another: this binary also runs where nothing of
+/// the directory that it was built in exists.
 fn fetch_nvrtc() {
     static FETCHED: OnceLock<()> = OnceLock::new();
     FETCHED.get_or_init(|| {
-        cuda_emulator::fetch_nvrtc().unwrap();
+        if std::env::var_os("CUDA_EMULATOR_NVRTC_DIR").is_some() {
+            return;
+        }
         // The cache of the tests, not the user's.
-        let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/muon-kernels");
+        let cache = cuda_emulator::fetch_nvrtc().unwrap().target.join("tmp/muon-kernels");
         // SAFETY: every test of this binary comes through here before it looks at the environment.
         unsafe { std::env::set_var("MUON_CUDA_CACHE_DIR", cache) };
     });
+}
+
+/// Says, where output is shown, that a test has nothing to do on a GPU.
+pub fn only_on_the_emulator(why: &str) -> bool {
+    if on_gpu() {
+        println!("not tested on a GPU: {why}");
+    }
+    !on_gpu()
 }
 
 /// The emulator of a test; it ends with `finish`, which asserts that nothing was found.

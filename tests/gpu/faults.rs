@@ -6,7 +6,7 @@ use muon_cuda::{
     StepTensor,
 };
 
-use crate::device::{Offset, Session, on_gpu};
+use crate::device::{Offset, Session, only_on_the_emulator};
 use crate::support::Random;
 
 /// `CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES`, `CUDA_ERROR_OUT_OF_MEMORY`, `CUBLAS_STATUS_EXECUTION_FAILED`, `CUDA_ERROR_INVALID_VALUE`:
@@ -92,7 +92,7 @@ fn with_fault(site: FaultSite, nth: u64, status: i32, steps: usize) -> Option<Re
 
 #[test]
 fn every_failed_call_is_an_error_that_leaves_whole_steps_or_says_which_are_torn() {
-    if on_gpu() {
+    if !only_on_the_emulator("faults are planted in the emulator") {
         return;
     }
     let session = Session::new(1);
@@ -142,7 +142,7 @@ fn every_failed_call_is_an_error_that_leaves_whole_steps_or_says_which_are_torn(
 
 #[test]
 fn after_a_sticky_error_every_call_returns_the_first_cause() {
-    if on_gpu() {
+    if !only_on_the_emulator("faults are planted in the emulator") {
         return;
     }
     let mut config = Config::with_seed(1);
