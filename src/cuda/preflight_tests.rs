@@ -7,7 +7,6 @@ use std::process::Command;
 use super::*;
 use crate::cuda::compile::tests::emulator;
 use crate::cuda::diagnosis::compile_nothing;
-use crate::cuda::status::cublas_error;
 
 const CHILD: &str = "MUON_TEST_PREFLIGHT";
 
@@ -263,27 +262,6 @@ fn nvrtc_without_its_builtins_and_a_complete_installation() {
     );
     plant_real(directory.path(), "libnvrtc-builtins.so");
     assert_eq!(check_in(directory.path()), "usable");
-}
-
-/// Errors print without a driver: cudarc's own printing would panic.
-#[test]
-fn errors_print_without_asking_the_driver() {
-    use cudarc::cublaslt::{result::CublasError, sys::cublasStatus_t};
-    use cudarc::driver::{DriverError, sys::CUresult};
-    let error = driver_error(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY), "allocating 3 bytes");
-    assert!(error.is_out_of_memory() && error.is_device() && error.cuda_status() == Some(2));
-    assert_eq!(
-        error.to_string(),
-        "allocating 3 bytes: CUDA driver: CUDA_ERROR_OUT_OF_MEMORY (2); free device memory, or lower \
-         the workspace limit"
-    );
-    let error = driver_error(DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS), "x").context("y");
-    assert!(!error.is_out_of_memory() && error.cuda_status() == Some(700), "{error:?}");
-    assert!(error.to_string().contains("start it anew"));
-    let error = cublas_error(CublasError(cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED), "x");
-    assert!(error.is_out_of_memory() && error.cuda_status() == Some(3));
-    let error = cublas_error(CublasError(cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED), "x");
-    assert!(!error.is_out_of_memory() && error.cuda_status() == Some(15));
 }
 
 const WHOLE_RUN: &str = "MUON_TEST_WHOLE_RUN";

@@ -53,3 +53,30 @@ pub(crate) fn cublas_error(error: CublasError, doing: impl Display) -> Error {
         status == cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Errors print without a driver: cudarc's own printing would panic.
+    #[test]
+    fn errors_print_without_asking_the_driver() {
+        use cudarc::cublaslt::sys::cublasStatus_t;
+        let error =
+            driver_error(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY), "allocating 3 bytes");
+        assert!(error.is_out_of_memory() && error.is_device() && error.cuda_status() == Some(2));
+        assert_eq!(
+            error.to_string(),
+            "allocating 3 bytes: CUDA driver: CUDA_ERROR_OUT_OF_MEMORY (2); free device memory, or lower \
+             the workspace limit"
+        );
+        let error =
+            driver_error(DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS), "x").context("y");
+        assert!(!error.is_out_of_memory() && error.cuda_status() == Some(700), "{error:?}");
+        assert!(error.to_string().contains("start it anew"));
+        let error = cublas_error(CublasError(cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED), "x");
+        assert!(error.is_out_of_memory() && error.cuda_status() == Some(3));
+        let error = cublas_error(CublasError(cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED), "x");
+        assert!(!error.is_out_of_memory() && error.cuda_status() == Some(15));
+    }
+}
