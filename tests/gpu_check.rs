@@ -143,7 +143,7 @@ fn a_bench_that_measured_nothing_on_a_machine_with_a_gpu_has_failed() {
 #[test]
 fn a_step_that_hangs_is_stopped_at_the_limit_and_the_others_run() {
     let machine = Machine::whole();
-    write_script(&machine.packed().join("gpu"), "[ \"$1\" = --help ] && exit; exec sleep 600");
+    write_script(&machine.packed().join("gpu"), "[ \"$1\" = --help ] && exit; exec sleep 30");
     let (code, ..) = machine.run(&["--without-sanitizer", "--limit", "1"]);
     assert_eq!(code, 1);
     let report = machine.report();

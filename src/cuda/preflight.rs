@@ -358,6 +358,7 @@ fn call_out(found: &Found, name: &str, value: &mut c_int) -> c_int {
 
 // Not with feature `cust`: these tests plant absences for child processes, and a test program that links libcuda is not started
 // by the loader where that is absent ("error while loading shared libraries") or not whole.
-#[cfg(all(test, not(feature = "cust")))]
+#[cfg(test)]
+#[cfg(not(feature = "cust"))]
 #[path = "preflight_tests.rs"]
 mod tests;

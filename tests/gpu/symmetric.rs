@@ -175,7 +175,7 @@ fn strips_that_auto_chooses_are_executed_and_change_no_bit() {
         (Precision::Bf16, [129, 1208], [2, 1], (100, [129, 1200]), 3),
     ] {
         let config = |symmetric_products| MuonConfig {
-            precision,
+            precision: Some(precision),
             symmetric_products,
             ..MuonConfig::default()
         };
