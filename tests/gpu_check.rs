@@ -77,11 +77,12 @@ fn failing(text: &str, status: i32) -> String {
     format!("[ \"$1\" = --help ] && exit; echo '{text}'; exit {status}")
 }
 
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     "doctor",
     "tests",
     "verify-f32",
     "verify-bf16",
+    "verify-tf32",
     "verify-fp16",
     "memcheck",
     "racecheck",
