@@ -51,6 +51,17 @@ fn symmetric_products_are_cut_where_that_is_modelled_to_pay() {
     // 768 x 768: the mirror costs what the strips save.
     assert_eq!(buckets[0]["symmetric_strips"]["square"], 1);
     assert!(buckets[0]["symmetric_reason"].as_str().unwrap().contains("squares in full"));
+    // Squares are treated in standard form; the others, here, in a Gram form, which is looked at first.
+    assert!(
+        buckets[0]["commit"].as_str().unwrap().contains("pass A, after the check of the direction")
+    );
+    let auto = plan(&["--model", "gpt2-small", "--schedule", "jordan"]);
+    assert!(
+        auto["buckets"][1]["commit"]
+            .as_str()
+            .unwrap()
+            .contains("pass B, after the check of the update")
+    );
     let large = plan(&["--model", "llama-7b", "--schedule", "jordan"]);
     let (executed, full) =
         (large["flops"].as_f64().unwrap(), large["full_flops"].as_f64().unwrap());

@@ -8,8 +8,8 @@ use std::io::Write as _;
 
 use anyhow::Result;
 use muon_cuda::{
-    Bf16Params, CoefficientSchedule, CostInputs, Dtype, MatrixShape, MethodChoice, MuonConfig,
-    MuonRule, Orthogonalizer, Plan, Precision, StepCost,
+    Bf16Params, Bucket, CoefficientSchedule, CostInputs, Dtype, MatrixShape, MethodChoice,
+    MuonConfig, MuonRule, Orthogonalizer, Plan, Precision, StepCost,
 };
 use serde_json::{Value, json};
 
@@ -156,6 +156,7 @@ fn document(
                 "product": b.symmetric.product,
             },
             "symmetric_reason": b.symmetric.reason,
+            "commit": b.commit.to_string(),
         })).collect::<Vec<_>>(),
         "muon_elements": plan.elements(),
         "adamw_elements": shapes.adamw_elements,
@@ -191,7 +192,8 @@ fn text(shapes: &Shapes, plan: &Plan, cost: &StepCost, profile: &Profile, bound:
             format!("{}, {method}", b.orthogonalizer),
             format!("{:.2}", b.flops() as f64 / 1e9),
         ]);
-        reasons.push_str(&format!("  {}: {}\n    {}\n", b.shape, b.reason, b.symmetric.reason));
+        let Bucket { shape, reason, symmetric, commit, .. } = b;
+        reasons.push_str(&format!("  {shape}: {reason}\n    {}\n    {commit}\n", symmetric.reason));
     }
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let ms = |seconds: f64| format!("{:.3} ms", 1e3 * seconds);
