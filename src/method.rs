@@ -10,6 +10,7 @@ use crate::prediction::rounded_image;
 use crate::recipe::{Method, Recipe};
 use crate::rounding::{Size, rounding_errors};
 use crate::shape::MatrixShape;
+use crate::symmetric::{BANDWIDTH, rate};
 
 /// A Gram grouping may round at most this many times worse than the standard form, on each spectrum: a worst case
 /// over spectra would let it round twice as badly on the Gaussian matrices that gradients resemble most.
@@ -116,6 +117,44 @@ pub(crate) fn choose(
          worse in {precision} on one of eight spectra (standard form: worst {:.1e})",
         worst(&reference)
     ))
+}
+
+/// The choice again, or the standard form where reading for the check of a Gram form's update
+/// ([`Commit::AfterCheck`](crate::plan::Commit::AfterCheck)) costs more than the FLOPs that it saves, by the same model of an
+/// H100 as [`crate::symmetric`]. In f32 nothing is checked.
+pub(crate) fn if_it_pays(
+    choice: Choice,
+    schedule: &CoefficientSchedule,
+    precision: Precision,
+    shape: MatrixShape,
+) -> Choice {
+    if precision == Precision::F32 || choice.method == Method::Standard {
+        return choice;
+    }
+    let flops = |method: &Method| -> Option<u64> {
+        Some(Recipe::new(schedule, method).ok()?.flops(shape).symmetric)
+    };
+    let (Some(standard), Some(gram)) = (flops(&Method::Standard), flops(&choice.method)) else {
+        return choice;
+    };
+    let saved = standard.saturating_sub(gram) as f64 / rate(precision);
+    // The result, a 16-bit gradient, and an f32 momentum, which is read once more.
+    let bytes = shape.len() * (precision.bytes() + 2 + 4);
+    let spent = bytes as f64 / BANDWIDTH;
+    if saved > spent {
+        return choice;
+    }
+    let n3 = f64::powi(shape.short() as f64, 3);
+    let reason = format!(
+        "standard form, {:.1} n^3 FLOPs: {} would take {:.1}, {:.2} us less, and the check of its update {:.2} us \
+         (modelled)",
+        standard as f64 / n3,
+        choice.method,
+        gram as f64 / n3,
+        1e6 * saved,
+        1e6 * spent
+    );
+    Choice { method: Method::Standard, reason }
 }
 
 /// Every way to cut that many iterations into consecutive groups, but the one with a cut everywhere, which
@@ -343,6 +382,23 @@ mod tests {
                 assert_eq!(c.method, method, "{name} {precision}: {}", c.reason);
             }
         }
+    }
+
+    #[test]
+    fn a_gram_form_has_to_save_more_than_its_check_costs() {
+        let schedule = preset("jordan").unwrap();
+        let at = |precision, n| {
+            let shape = MatrixShape { rows: n, cols: 4 * n };
+            if_it_pays(choose(&schedule, precision, shape), &schedule, precision, shape)
+        };
+        // 9 n^3 of products at 798 TFLOP/s against 8 bytes for each of 4 n^2 elements at 3 TB/s: equal at n = 945.8.
+        let small = at(Precision::Bf16, 945);
+        assert_eq!(small.method, Method::Standard, "{}", small.reason);
+        assert!(small.reason.contains("would take 56.0"), "{}", small.reason);
+        let gram = Method::Gram { groups: vec![2, 1, 1, 1] };
+        assert_eq!(at(Precision::Bf16, 946).method, gram);
+        // Nothing is checked in f32, where other groups are chosen.
+        assert_eq!(at(Precision::F32, 256).method, Method::Gram { groups: vec![3, 2] });
     }
 
     #[test]

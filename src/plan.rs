@@ -360,6 +360,7 @@ impl PreparedSchedule {
             ),
             MethodChoice::Auto => {
                 let c = method::choose(&self.schedule, precision, shape);
+                let c = method::if_it_pays(c, &self.schedule, precision, shape);
                 (c.method, c.reason)
             }
         }

@@ -170,7 +170,7 @@ impl SymmetricStrips {
 const TILE: usize = 128;
 const PROCESSORS: usize = 132;
 /// Bytes per second of memory.
-const BANDWIDTH: f64 = 3.0e12;
+pub(crate) const BANDWIDTH: f64 = 3.0e12;
 /// Seconds that a launch costs in a stream of launches; assumed.
 const LAUNCH: f64 = 2e-6;
 /// What a cut must save at least, as part of the time in full.
@@ -179,7 +179,7 @@ const LEAST_SAVING: f64 = 0.05;
 const MOST_STRIPS: usize = 8;
 
 /// FLOP per second of products.
-fn rate(precision: Precision) -> f64 {
+pub(crate) fn rate(precision: Precision) -> f64 {
     match precision {
         Precision::F32 => 67e12,
         Precision::Tf32 => 494.7e12,
