@@ -13,7 +13,8 @@ use plotters::style::{
 };
 
 use super::axis::{Axis, Scale, fraction, ticks};
-use super::{Chart, Line, Mark, Weight, blend};
+use super::marks::heights;
+use super::{Chart, Line, Mark, Side, Weight, blend};
 
 const INK: RGBColor = RGBColor(34, 34, 34);
 const SOFT_INK: RGBColor = RGBColor(105, 105, 105);
@@ -76,9 +77,7 @@ impl<B: DrawingBackend> Drawing<'_, B> {
             self.line(line)?;
         }
         self.labels()?;
-        for mark in self.marks {
-            self.mark(mark)?;
-        }
+        self.marks()?;
         self.area.present().map_err(|e| e.to_string())
     }
 
@@ -105,18 +104,31 @@ impl<B: DrawingBackend> Drawing<'_, B> {
         Ok(())
     }
 
-    /// A diamond with its label to the right.
-    fn mark(&self, mark: &Mark) -> Result<(), String> {
+    /// Diamonds with labels that do not cover each other, a thin leader to those that had to move.
+    fn marks(&self) -> Result<(), String> {
         const SIZE: f64 = 4.5;
-        let (x, y) = (self.x(mark.at.0), self.y(mark.at.1));
         let [left, top, right, bottom] = self.frame;
-        if !((left..=right).contains(&x) && (top..=bottom).contains(&y)) {
-            return Ok(());
+        let points: Vec<((f64, f64), &Mark)> = self
+            .marks
+            .iter()
+            .map(|mark| ((self.x(mark.at.0), self.y(mark.at.1)), mark))
+            .filter(|((x, y), _)| (left..=right).contains(x) && (top..=bottom).contains(y))
+            .collect();
+        for (((x, y), mark), height) in points.iter().zip(heights(&points, top, bottom)) {
+            let corners = [(*x, y - SIZE), (x + SIZE, *y), (*x, y + SIZE), (x - SIZE, *y)];
+            self.polygon(&corners, mark.color)?;
+            let (side, anchor) = match mark.side {
+                Side::Right => (1.0, Anchor::Left),
+                Side::LowerLeft => (-1.0, Anchor::Right),
+            };
+            if (height - y).abs() > 10.0 {
+                let leader = [(x + side * SIZE, *y), (x + side * (SIZE + 3.0), height)];
+                self.path(&leader, mark.color, 0.8)?;
+            }
+            let place = (x + side * (SIZE + 4.0), height);
+            self.text(&mark.label, place, 12.0, mark.color, anchor, FontStyle::Normal)?;
         }
-        let corners = [(x, y - SIZE), (x + SIZE, y), (x, y + SIZE), (x - SIZE, y)];
-        self.polygon(&corners, mark.color)?;
-        let place = (x + SIZE + 4.0, y);
-        self.text(&mark.label, place, 12.0, mark.color, Anchor::Left, FontStyle::Normal)
+        Ok(())
     }
 
     /// At the right ends of the lines, pushed apart where they would overlap, with a thin leader.

@@ -17,7 +17,7 @@ use crate::exit::usage;
 use crate::files::write_atomically;
 
 pub(crate) use axis::{Axis, Scale};
-pub(crate) use marks::Mark;
+pub(crate) use marks::{Mark, Side};
 
 /// Okabe and Ito's palette: told apart by people with any form of colour blindness.
 pub(crate) const PALETTE: [RGBColor; 7] = [

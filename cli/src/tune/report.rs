@@ -6,7 +6,7 @@ use super::cost::CostModel;
 use super::record::{Entry, Record};
 use super::search::front;
 use crate::args::ObjectiveName;
-use crate::chart::{Axis, Chart, Line, Mark, PALETTE, Scale, Weight, blend};
+use crate::chart::{Axis, Chart, Line, Mark, PALETTE, Scale, Side, Weight, blend};
 use crate::tables::table;
 
 /// What the columns mean.
@@ -74,11 +74,21 @@ pub(crate) fn pareto(record: &Record) -> (Chart, Vec<Mark>) {
     }
     let mut marks: Vec<Mark> = published
         .iter()
-        .map(|(e, at)| Mark { label: e.name.clone(), color: PALETTE[3], at: *at })
+        .map(|(e, at)| Mark {
+            label: e.name.clone(),
+            side: Side::Right,
+            color: PALETTE[3],
+            at: *at,
+        })
         .collect();
     let tuned_marks = record.tuned.iter().filter_map(|e| {
         let degrees: Vec<String> = e.candidate.degrees.iter().map(ToString::to_string).collect();
-        Some(Mark { label: degrees.join(","), color: PALETTE[0], at: scored(e)? })
+        Some(Mark {
+            label: degrees.join(","),
+            side: Side::LowerLeft,
+            color: PALETTE[0],
+            at: scored(e)?,
+        })
     });
     marks.extend(tuned_marks);
     let s = &record.settings;
@@ -105,7 +115,8 @@ pub(crate) fn pareto(record: &Record) -> (Chart, Vec<Mark>) {
         },
         y: Axis {
             title: objective_in_words(s.objective).into(),
-            range: (low / 1.3, (high * 1.3).max(low * 1.4)),
+            // Room for labels below the line.
+            range: (low / 2.2, (high * 1.3).max(low * 1.4)),
             scale: Scale::Log,
         },
         band: None,
