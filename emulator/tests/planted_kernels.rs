@@ -8,6 +8,8 @@ mod device;
 #[path = "nvrtc/driver.rs"]
 mod driver;
 mod nvrtc;
+#[path = "planted_kernels/seeds.rs"]
+mod seeds;
 
 use cuda_emulator::FindingKind::{self, *};
 use cuda_emulator::exec::LaunchOptions;

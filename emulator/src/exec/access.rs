@@ -127,6 +127,13 @@ impl Core<'_> {
         })
     }
 
+    /// Keeps what memory holds that is about to be written, where the launch may run again; `false`
+    /// when there is no more room: then it must.
+    pub(crate) fn keep(&mut self, index: usize, offset: u64, bytes: u64) -> bool {
+        let allocation = &self.launch.allocations[index];
+        self.undo.as_mut().is_none_or(|undo| undo.save(index, allocation, offset, bytes))
+    }
+
     /// Executes a store.
     pub(crate) fn store(&mut self, warp: &mut Warp, active: u32, pc: u32, op: &Op) -> Step<()> {
         let Op::Store { space, access, bytes, src, address } = op else { return Ok(()) };
@@ -172,6 +179,11 @@ impl Core<'_> {
                             let touch = if atomic { Touch::Atomic } else { Touch::Write };
                             let who = Accessor { warp: warp.index, lane: l, pc, atomic };
                             self.touch(who, index, offset, total, touch)?;
+                            if !self.keep(index, offset, total.into()) {
+                                let message = "no room to keep what memory held";
+                                let finding = Finding::new(FindingKind::LimitExceeded, message);
+                                return fault(1 << lane, finding);
+                            }
                             sectors.add(addresses[l], total);
                             self.counters.global_bytes_stored += u64::from(total);
                         }

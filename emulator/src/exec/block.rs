@@ -6,6 +6,7 @@ use super::history::History;
 use super::launch::{Counters, Launch};
 use super::shared::SharedMemory;
 use super::step::Outcome;
+use super::undo::Undo;
 use super::warp::{Fragment, Wait, Warp, thread_index};
 use crate::finding::{Checked, Finding, FindingKind};
 use crate::ptx::ir::{BarrierKind, Op};
@@ -54,6 +55,10 @@ pub(crate) struct Core<'a> {
     /// Approximate instructions executed, by index in the code's list.
     pub(crate) approximate: Vec<bool>,
     pub(crate) loaded: Option<Box<[Lanes; 8]>>,
+    /// What `counters.warp_instructions` was when the block began: `%clock` counts from there.
+    pub(crate) began: u64,
+    /// Where old contents of global memory are kept, if the launch may have to be run again.
+    pub(crate) undo: Option<Undo>,
 }
 
 /// A block, reusable for one after another.
@@ -73,7 +78,7 @@ fn next_random(state: &mut u64) -> u64 {
 }
 
 impl<'a> Block<'a> {
-    pub(crate) fn new(launch: &'a Launch<'a>) -> Self {
+    pub(crate) fn new(launch: &'a Launch<'a>, undo: Option<Undo>) -> Self {
         let count = launch.threads_per_block.div_ceil(32) as usize;
         let code = &launch.entry.code;
         let (registers, local) = (code.registers as usize, code.local_bytes as usize);
@@ -92,6 +97,8 @@ impl<'a> Block<'a> {
             counters: Counters::default(),
             approximate: vec![false; code.approximate.len()],
             loaded: None,
+            began: 0,
+            undo,
         };
         Self { core, warps, random: 0 }
     }
@@ -99,6 +106,11 @@ impl<'a> Block<'a> {
     /// What the blocks run so far have done.
     pub(crate) fn totals(&self) -> (Counters, &[bool]) {
         (self.core.counters, &self.core.approximate)
+    }
+
+    /// What memory held before.
+    pub(crate) fn into_undo(self) -> Option<Undo> {
+        self.core.undo
     }
 
     /// Runs block `linear` to its end.
@@ -119,6 +131,7 @@ impl<'a> Block<'a> {
             warp.reset();
         }
         self.random = self.core.launch.seed ^ linear.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        self.core.began = self.core.counters.warp_instructions;
         self.core.counters.blocks += 1;
         self.core.counters.threads += u64::from(self.core.launch.threads_per_block);
         self.schedule()

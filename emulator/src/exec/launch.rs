@@ -1,14 +1,14 @@
-//! The launch: its parameters, limits, options, and the distribution of blocks over threads.
+//! The launch: its parameters, limits and options.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
-use super::block::Block;
+use super::blocks;
 use super::shadow::Shadow;
 use crate::finding::{Checked, Finding, FindingKind};
-use crate::memory::{Allocation, DeviceMemory, lock};
+use crate::memory::{Allocation, DeviceMemory};
 use crate::ptx::{Entry, LoadedModule};
 
 /// What one launch may use at most.
@@ -147,9 +147,6 @@ impl Counters {
     }
 }
 
-/// Threads of a launch per worker: below, starting a worker costs more than it brings.
-const WORTH_A_WORKER: u64 = 4096;
-
 /// What all blocks of a launch share.
 pub(crate) struct Launch<'a> {
     pub(crate) module: &'a LoadedModule,
@@ -161,6 +158,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) shadow: Shadow,
     pub(crate) threads_per_block: u32,
     pub(crate) seed: u64,
+    pub(crate) order: BlockOrder,
+    pub(crate) blocks: u64,
     pub(crate) budget: u64,
     spent: AtomicU64,
 }
@@ -169,6 +168,20 @@ impl Launch<'_> {
     /// Takes instructions from the budget; `false` when it is gone.
     pub(crate) fn spend(&self, instructions: u64) -> bool {
         self.spent.fetch_add(instructions, Relaxed) + instructions <= self.budget
+    }
+
+    /// The block that comes at a position in the launch's order.
+    pub(crate) fn block_at(&self, position: u64) -> u64 {
+        match self.order {
+            BlockOrder::Permuted => permuted(position, self.blocks, self.seed),
+            BlockOrder::InOrder => position,
+        }
+    }
+
+    /// Forgets what blocks have done, before they run again.
+    pub(crate) fn start_over(&mut self) {
+        self.shadow = Shadow::new(self.allocations.len());
+        self.spent = AtomicU64::new(0);
     }
 }
 
@@ -254,7 +267,8 @@ fn check(entry: &Entry, params: &LaunchParams<'_>) -> Checked<()> {
 /// Runs `entry` over the grid.
 ///
 /// # Errors
-/// The first [`crate::Finding`], by block order; memory then holds what was written before it.
+/// The first [`crate::Finding`], by block order; memory then holds what was written before it. It
+/// depends on the seed, not on the number of worker threads.
 pub fn launch(
     module: &LoadedModule,
     entry: &str,
@@ -267,10 +281,9 @@ pub fn launch(
         return Err(Finding::new(FindingKind::InvalidLaunch, message));
     };
     check(entry, params)?;
-    let blocks: u64 = params.grid.iter().map(|extent| u64::from(*extent)).product();
     let allocations = memory.snapshot();
     let shadow = Shadow::new(allocations.len());
-    let launch = Launch {
+    let mut launch = Launch {
         module,
         entry,
         memory,
@@ -279,53 +292,12 @@ pub fn launch(
         shadow,
         threads_per_block: params.block.iter().product(),
         seed: options.seed,
+        order: options.order,
+        blocks: params.grid.iter().map(|extent| u64::from(*extent)).product(),
         budget: options.instruction_budget,
         spent: AtomicU64::new(0),
     };
-    let next = AtomicU64::new(0);
-    // The earliest position in block order that found something; later blocks need not run.
-    let stop = AtomicU64::new(u64::MAX);
-    let found: Mutex<Option<(u64, Box<Finding>)>> = Mutex::new(None);
-    let totals = Mutex::new((Counters::default(), vec![false; entry.code.approximate.len()]));
-    let work = || {
-        let mut block = Block::new(&launch);
-        loop {
-            let position = next.fetch_add(1, Relaxed);
-            if position >= blocks || position > stop.load(Relaxed) {
-                break;
-            }
-            let linear = match options.order {
-                BlockOrder::Permuted => permuted(position, blocks, options.seed),
-                BlockOrder::InOrder => position,
-            };
-            if let Err(finding) = block.run(linear) {
-                stop.fetch_min(position, Relaxed);
-                let mut slot = lock(&found);
-                if slot.as_ref().is_none_or(|(earlier, _)| position < *earlier) {
-                    *slot = Some((position, finding));
-                }
-            }
-        }
-        let (counters, approximate) = block.totals();
-        let mut totals = lock(&totals);
-        totals.0.add(&counters);
-        for (to, from) in totals.1.iter_mut().zip(approximate) {
-            *to |= from;
-        }
-    };
-    let threads = blocks.saturating_mul(u64::from(launch.threads_per_block));
-    let workers = (options.threads.max(1) as u64).min(blocks).min(threads / WORTH_A_WORKER + 1);
-    std::thread::scope(|scope| {
-        for _ in 1..workers {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some((_, finding)) = found {
-        return Err(finding);
-    }
-    let (counters, used) = totals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (counters, used) = blocks::run(&mut launch, options.threads)?;
     let names = entry.code.approximate.iter().zip(used);
     let approximate = names.filter(|(_, used)| *used).map(|(name, _)| name.clone()).collect();
     let (reads, writes) =

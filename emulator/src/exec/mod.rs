@@ -5,6 +5,7 @@ pub(crate) mod address;
 pub(crate) mod alu;
 mod atomic;
 mod block;
+mod blocks;
 mod clocks;
 mod collective;
 mod history;
@@ -18,6 +19,7 @@ mod shadow;
 mod shared;
 mod step;
 mod traffic;
+mod undo;
 mod warp;
 
 pub use launch::{

@@ -146,6 +146,11 @@ impl Core<'_> {
         if !self.note_row(warp, row, pc, &home, true) {
             return false;
         }
+        if let Home::Global(index, offset) = home
+            && !self.keep(index, offset, row.len())
+        {
+            return false;
+        }
         for (k, value) in src.iter().enumerate() {
             let values: Lanes = self.operands().value(warp, *value);
             let lanes = &values[row.first as usize..(row.first + row.count) as usize];

@@ -86,7 +86,8 @@ pub(crate) fn undefined(warp: &Warp, src: Src) -> u32 {
 
 impl Core<'_> {
     pub(crate) fn operands(&self) -> Operands<'_> {
-        Operands { launch: self.launch, block: self.block, clock: self.counters.warp_instructions }
+        let clock = self.counters.warp_instructions - self.began;
+        Operands { launch: self.launch, block: self.block, clock }
     }
 
     /// Executes the next instruction of fragment `at`.

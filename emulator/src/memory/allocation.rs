@@ -24,6 +24,20 @@ pub(crate) struct Allocation {
     wide: Mutex<()>,
 }
 
+/// Contents of ranges, one after the other: whole words and which of their bytes were written.
+#[derive(Debug, Default)]
+pub(crate) struct Saved {
+    words: Vec<u32>,
+    written: Vec<u8>,
+}
+
+impl Saved {
+    /// Bytes it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        4 * self.words.len() as u64 + self.written.len() as u64
+    }
+}
+
 /// A byte-lane mask spread over a word: bit `i` becomes byte `i`.
 const fn spread(mask: u8) -> u32 {
     let mut out = 0u32;
@@ -147,6 +161,33 @@ impl Allocation {
         });
         let (Ok(old) | Err(old)) = old;
         (u64::from(old >> shift & keep), written)
+    }
+
+    /// The words that hold a range.
+    fn words_of(offset: u64, bytes: u64) -> std::ops::Range<usize> {
+        (offset / 4) as usize..(offset + bytes).div_ceil(4) as usize
+    }
+
+    /// Appends what a range in bounds holds.
+    pub(crate) fn save(&self, offset: u64, bytes: u64, to: &mut Saved) {
+        let range = Self::words_of(offset, bytes);
+        to.words.extend(self.words[range.clone()].iter().map(|word| word.load(Relaxed)));
+        to.written.extend(self.written[range].iter().map(|written| written.load(Relaxed)));
+    }
+
+    /// Puts back what was saved last, and takes it from `from`. Neighbours in a word stay.
+    pub(crate) fn restore(&self, offset: u64, bytes: u64, from: &mut Saved) {
+        for word in Self::words_of(offset, bytes).rev() {
+            let (Some(value), Some(written)) = (from.words.pop(), from.written.pop()) else {
+                return;
+            };
+            let start = 4 * word as u64;
+            let low = offset.saturating_sub(start).min(4);
+            let high = (offset + bytes - start).min(4);
+            let mask = ((1u32 << high) - (1u32 << low)) as u8;
+            self.store_part(word, mask, value);
+            self.written[word].fetch_and(written | !mask, Relaxed);
+        }
     }
 
     /// Whether a byte was written.

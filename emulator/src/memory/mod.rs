@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(crate) use allocation::Allocation;
+pub(crate) use allocation::{Allocation, Saved};
 
 use crate::finding::{Checked, Finding, FindingKind};
 

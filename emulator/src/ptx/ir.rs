@@ -253,6 +253,18 @@ pub(crate) struct Code {
 }
 
 impl Code {
+    /// Whether a block may learn what others of its launch have done so far: through atomics on
+    /// memory that may be global.
+    pub(crate) fn communicates(&self) -> bool {
+        let far = |space: Space| matches!(space, Space::Global | Space::Generic);
+        self.instrs.iter().any(|instr| match &instr.op {
+            Op::Atomic { space, .. } => far(*space),
+            Op::Load { space, access: Access::Atomic, .. }
+            | Op::Store { space, access: Access::Atomic, .. } => far(*space),
+            _ => false,
+        })
+    }
+
     /// For each instruction, whether a thread that goes on from `pc` can come to it without jumping
     /// back.
     pub(crate) fn ahead_of(&self, pc: u32) -> Vec<bool> {
