@@ -195,6 +195,12 @@ pub enum NonFinite {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Bf16Params {
     /// An f32 master copy is kept in the state; the parameter is its rounding (default, +4 bytes an element).
+    ///
+    /// The copy is made from the parameter in the first step that gives it a gradient, skipped or not. From then on every
+    /// step writes the parameter from the copy: **whoever writes the parameter between steps** (loads weights, averages,
+    /// prunes) must call [`Muon::refresh_master`](crate::Muon::refresh_master), or the next step undoes it. The CPU compares 64 elements of each parameter
+    /// with their copies before a step, which costs nothing, and refuses the step where they differ; a write that touches
+    /// none of them is not seen. CUDA does not look: it would read 2 bytes an element more and wait for the answer.
     #[default]
     Master,
     /// Rounded up or down at random, with the right expectation; the bits depend on this seed, the

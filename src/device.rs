@@ -58,6 +58,16 @@ pub trait Device: fmt::Debug + Sized {
     /// Buffers whose number, dtype or length is not what the specification asks; a failed device.
     fn import_state(&mut self, spec: &StateSpec, data: &StateData) -> Result<Self::State>;
 
+    /// Whether the parameter's master copy has been made; `false` where the state keeps none.
+    fn has_master(state: &Self::State) -> bool;
+
+    /// Forgets the master copy: the next step makes it from the parameter.
+    fn forget_master(state: &mut Self::State);
+
+    /// Whether the caller has certainly written the parameter since its last step: it is not the rounding of its master
+    /// copy. A device looks where that costs nothing, and says `false` where it does not look.
+    fn master_is_stale(param: &Self::ParamMut<'_>, state: &Self::State) -> bool;
+
     /// Steps and skips of a parameter so far; waits for the device.
     ///
     /// # Errors
@@ -298,10 +308,21 @@ impl StateSpec {
                 return Err(Error::shape_mismatch(what, self.len, buffer.len()));
             }
         }
-        if let Some((name, _)) = found.next() {
-            return Err(Error::checkpoint(format!(
-                "state buffer: expected no further one, found `{name}`"
-            )));
+        match found.next() {
+            None => {}
+            Some(("master", _)) => {
+                return Err(Error::checkpoint(format!(
+                    "state buffer: expected no further one, found `master`: the state was made under \
+                     `Bf16Params::Master`, and under `Bf16Params::{:?}` a {} parameter has no place for the bits of a \
+                     master copy; keep `Bf16Params::Master`, or take `master` out of the `StateData` to give them up",
+                    self.bf16_params, self.param_dtype
+                )));
+            }
+            Some((name, _)) => {
+                return Err(Error::checkpoint(format!(
+                    "state buffer: expected no further one, found `{name}`"
+                )));
+            }
         }
         if data.counters.skipped.len() != self.matrices() {
             let found = data.counters.skipped.len();
@@ -360,6 +381,43 @@ pub struct StateData {
     pub buffers: Vec<(&'static str, HostBuffer)>,
     /// Steps and skips.
     pub counters: Counters,
+}
+
+impl StateData {
+    /// Refuses what would freeze a parameter for good: a moment that is not finite, or a negative second moment.
+    ///
+    /// # Errors
+    /// Otherwise, naming buffer and element.
+    pub(crate) fn check_values(&self, shape: &[usize]) -> Result<()> {
+        for (name, buffer) in self.buffers.iter().filter(|(name, _)| *name != "master") {
+            let bad = |x: f32| !x.is_finite() || (*name == "exp_avg_sq" && x < 0.0);
+            let found = match buffer {
+                HostBuffer::F32(v) => v.iter().copied().enumerate().find(|(_, x)| bad(*x)),
+                HostBuffer::Bf16(v) => {
+                    v.iter().map(|x| x.to_f32()).enumerate().find(|(_, x)| bad(*x))
+                }
+            };
+            if let Some((index, x)) = found {
+                return Err(Error::non_finite(format!(
+                    "`{name}`, element {:?}: expected a finite number{}, found `{x}`, with which the parameter would \
+                     never step again; 0 starts the element anew",
+                    coordinates(index, shape),
+                    if *name == "exp_avg_sq" { " of at least 0" } else { "" }
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Indices of an element, row-major.
+pub(crate) fn coordinates(mut index: usize, shape: &[usize]) -> Vec<usize> {
+    let mut out = vec![0; shape.len()];
+    for (at, side) in out.iter_mut().zip(shape).rev() {
+        *at = index % side.max(&1);
+        index /= side.max(&1);
+    }
+    out
 }
 
 /// How often a parameter was stepped and its matrices skipped.

@@ -60,6 +60,7 @@ mod shape;
 pub mod spectrum;
 mod state;
 mod symmetric;
+mod torch_state;
 mod transfer;
 pub mod verify;
 

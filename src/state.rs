@@ -1,5 +1,4 @@
-//! Checkpoints of an optimizer: every buffer by parameter name, with the modes that give it meaning; and the
-//! exchange of state with PyTorch.
+//! Checkpoints of an optimizer: every buffer by parameter name, with the modes that give it meaning.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,12 +6,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::checkpoint::{Reader, TensorFile, TensorFileWriter, Writer};
-use crate::config::{MomentumMode, Rule};
-use crate::device::{Counters, Device, HostBuffer, StateData, StateRule};
+use crate::checkpoint::{Reader, Writer};
+use crate::device::{Counters, Device, HostBuffer, StateData};
 use crate::error::{Error, Result, ResultExt};
 use crate::optimizer::{Muon, Param};
-use crate::precision::Dtype;
 
 /// Prefix of the optimizer's tensors in a checkpoint.
 const OPTIMIZER: &str = "optimizer/";
@@ -50,9 +47,6 @@ pub struct Checkpoint {
     states: Vec<StateData>,
     user: BTreeMap<String, (Vec<usize>, HostBuffer)>,
 }
-
-/// PyTorch counts steps in f32, which is exact below this.
-const LARGEST_STEP: u64 = 1 << 24;
 
 /// What identifies a parameter's state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -231,11 +225,13 @@ impl<D: Device> Muon<D> {
 
     /// Replaces the state of every parameter by the checkpoint's.
     ///
-    /// The steps that follow are bit for bit those of a run that never stopped. Hyper-parameters are the
-    /// configuration's, not the checkpoint's.
+    /// The steps that follow are bit for bit those of a run that never stopped, on any device, where the parameters are
+    /// loaded too. Hyper-parameters are the configuration's, not the checkpoint's. A master copy that the checkpoint does
+    /// not hold is made from the parameter at its next step.
     ///
     /// # Errors
-    /// A parameter on one side only, another shape, dtype, rule or momentum mode; the state stays as it was.
+    /// A parameter on one side only, another shape, dtype, rule or momentum mode, a master copy where the configuration keeps
+    /// none; the state stays as it was.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let mut states = Vec::with_capacity(checkpoint.params.len());
         for name in checkpoint.param_names() {
@@ -266,128 +262,6 @@ impl<D: Device> Muon<D> {
         self.replace_states(states);
         Ok(())
     }
-
-    /// Writes momentum and AdamW moments as plain safetensors, named and shaped as PyTorch's optimizers hold
-    /// them: `<param>.momentum_buffer`, or `<param>.exp_avg`, `<param>.exp_avg_sq` and `<param>.step`.
-    ///
-    /// `tools/torch_state.py` turns the file into the `state_dict` of `torch.optim.Muon` and `AdamW`.
-    ///
-    /// # Errors
-    /// A group whose momentum is a sum (PyTorch keeps the EMA), or a failed file-system call.
-    pub fn export_torch_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        let checkpoint = self.checkpoint()?;
-        if let Some(p) = checkpoint.params.iter().find(|p| p.steps >= LARGEST_STEP) {
-            return Err(Error::unsupported(format!(
-                "`{}` has taken {} steps; PyTorch counts in f32, expected fewer than {LARGEST_STEP}",
-                p.name, p.steps
-            )));
-        }
-        let steps: Vec<[f32; 1]> = checkpoint.params.iter().map(|p| [p.steps as f32]).collect();
-        let mut writer = TensorFileWriter::new();
-        for ((param, state), step) in checkpoint.params.iter().zip(&checkpoint.states).zip(&steps) {
-            refuse_sum(param)?;
-            for (buffer, data) in state.buffers.iter().filter(|(name, _)| *name != "master") {
-                let name = format!("{}.{buffer}", param.name);
-                match data {
-                    HostBuffer::F32(x) => writer.values(&name, &param.shape, x)?,
-                    HostBuffer::Bf16(x) => writer.values(&name, &param.shape, x)?,
-                };
-            }
-            if param.modes == "adamw" {
-                writer.values(&format!("{}.step", param.name), &[], step)?;
-            }
-        }
-        writer.save(path).context(|| "export PyTorch state")
-    }
-
-    /// Replaces the state of every parameter by PyTorch's, as [`Muon::export_torch_state`] writes it.
-    ///
-    /// Master copies of bf16 parameters are made anew from the parameters at the next step.
-    ///
-    /// # Errors
-    /// A missing tensor, another shape or dtype, a group whose momentum is a sum; the state stays as it was.
-    pub fn import_torch_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        let file = TensorFile::load(path)?;
-        let template = self.checkpoint()?;
-        let mut states = Vec::with_capacity(template.params.len());
-        for (position, param) in template.params.iter().enumerate() {
-            refuse_sum(param)?;
-            let (device, all, _) = self.parts();
-            let spec = &all[position].state;
-            let mut buffers = Vec::new();
-            for (name, dtype) in spec.buffers() {
-                if name == "master" {
-                    continue;
-                }
-                let tensor = format!("{}.{name}", param.name);
-                let found = file.shape(&tensor)?;
-                if found != param.shape {
-                    return Err(Error::shape_mismatch(
-                        format!("tensor `{tensor}`"),
-                        format!("{:?}", param.shape),
-                        format!("{found:?}"),
-                    ));
-                }
-                let values = file.f32(&tensor)?;
-                buffers.push((
-                    name,
-                    match dtype {
-                        Dtype::Bf16 => HostBuffer::Bf16(exact_bf16(&tensor, &values)?),
-                        _ => HostBuffer::F32(values),
-                    },
-                ));
-            }
-            let steps = match spec.rule {
-                StateRule::AdamW => step_count(&file, &format!("{}.step", param.name))?,
-                StateRule::Muon { .. } => 0,
-            };
-            let skipped = vec![0; spec.matrices()];
-            let data = StateData { buffers, counters: Counters { steps, skipped } };
-            states.push(
-                device.import_state(spec, &data).context(|| format!("import `{}`", param.name))?,
-            );
-        }
-        self.replace_states(states);
-        Ok(())
-    }
-}
-
-/// A state dtype is never narrowed in silence: values that bf16 cannot hold exactly are refused.
-fn exact_bf16(name: &str, values: &[f32]) -> Result<Vec<half::bf16>> {
-    let narrowed: Vec<_> = values.iter().map(|x| half::bf16::from_f32(*x)).collect();
-    if narrowed.iter().zip(values).any(|(b, x)| b.to_f32().to_bits() != x.to_bits()) {
-        return Err(Error::dtype_mismatch(
-            format!("tensor `{name}` (momentum is configured as bf16)"),
-            "values that bf16 holds exactly",
-            "f32 values that would be rounded",
-        ));
-    }
-    Ok(narrowed)
-}
-
-fn step_count(file: &TensorFile, name: &str) -> Result<u64> {
-    let values = file.f32(name)?;
-    match values[..] {
-        [step] if step >= 0.0 && step.fract() == 0.0 && step < LARGEST_STEP as f32 => {
-            format!("{step}").parse().map_err(|e| Error::parse(format!("tensor `{name}`: {e}")))
-        }
-        _ => Err(Error::shape_mismatch(
-            format!("tensor `{name}`"),
-            "one whole number of steps",
-            format!("{values:?}"),
-        )),
-    }
-}
-
-fn refuse_sum(param: &SavedParam) -> Result<()> {
-    if param.modes == Rule::Muon(Box::default()).modes() || param.modes == "adamw" {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!(
-        "`{}` keeps its momentum as a sum; PyTorch keeps an exponential moving average ({:?})",
-        param.name,
-        MomentumMode::Ema
-    )))
 }
 
 fn check(param: &Param, modes: &str, saved: &SavedParam) -> Result<()> {
@@ -404,20 +278,6 @@ fn check(param: &Param, modes: &str, saved: &SavedParam) -> Result<()> {
             param.spec.dtype,
             &saved.dtype,
         ));
-    }
-    let expected = param.state.buffers();
-    let found = saved.buffers.iter().map(|(name, _)| name.as_str());
-    if !expected
-        .iter()
-        .map(|(name, _)| *name)
-        .filter(|n| *n != "master" || saved.steps > 0)
-        .eq(found)
-    {
-        return Err(Error::checkpoint(format!(
-            "state buffers: expected {:?}, found {:?}",
-            expected.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
-            saved.buffers.iter().map(|(name, _)| name).collect::<Vec<_>>()
-        )));
     }
     if saved.modes != modes {
         return Err(Error::checkpoint(format!(

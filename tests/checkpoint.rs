@@ -11,7 +11,7 @@
 mod support;
 
 use half::bf16;
-use muon_cuda::checkpoint::TensorFile;
+use muon_cuda::checkpoint::{TensorFile, TensorFileWriter};
 use muon_cuda::{
     AdamWRule, Bf16Params, Checkpoint, Cpu, Dtype, HostBuffer, MomentumMode, Muon, MuonConfig,
     MuonRule, ParamId, ParamSpec, Precision, StepOptions, StepTensor,
@@ -277,5 +277,227 @@ fn pytorch_goes_on_here_and_back() {
         // Two roundings of a blend whose order differs.
         let apart = distance(&ours.f32(name).unwrap(), &read(&after));
         assert!(apart < 1e-6, "{name}: {apart}");
+    }
+}
+
+/// A file of tensors, f32.
+fn write(path: &std::path::Path, tensors: &[(&str, &[usize], Vec<f32>)]) {
+    let mut writer = TensorFileWriter::new();
+    for (name, shape, values) in tensors {
+        writer.values(name, shape, values).unwrap();
+    }
+    writer.save(path).unwrap();
+}
+
+#[test]
+fn a_parameter_that_never_stepped_has_no_state_in_pytorch_and_zeros_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("torch.safetensors");
+    let mut fresh = Model::new(MuonConfig::default(), rule("jordan"));
+    fresh.muon.export_torch_state(&path).unwrap();
+    assert_eq!(TensorFile::load(&path).unwrap().names().len(), 0);
+
+    // Only the first matrix has a gradient; a step that was skipped leaves no state either.
+    let mut model = Model::new(MuonConfig::default(), rule("jordan"));
+    let grad = Random::new(3).normals(240);
+    let bad = vec![f32::NAN; 12];
+    let mut tensors = [
+        StepTensor::new(model.ids[0], &mut model.w, &grad),
+        StepTensor::new(model.ids[2], &mut model.b, &bad),
+    ];
+    model.muon.step(&StepOptions::default(), &mut tensors).unwrap();
+    model.muon.export_torch_state(&path).unwrap();
+    let file = TensorFile::load(&path).unwrap();
+    assert_eq!(file.names().collect::<Vec<_>>(), ["w.momentum_buffer"]);
+
+    // What had state before has none after the import, and goes on as from the start.
+    let mut other = Model::new(MuonConfig::default(), rule("jordan"));
+    other.steps(5..7);
+    other.muon.import_torch_state(&path).unwrap();
+    for id in [other.ids[1], other.ids[2]] {
+        let state = other.muon.export_state(id).unwrap();
+        assert_eq!(state.counters.steps, 0);
+        for (name, buffer) in state.buffers {
+            let HostBuffer::F32(values) = buffer else { panic!("{name}: f32") };
+            assert!(name != "master" && values.iter().all(|x| x.to_bits() == 0), "{name}");
+        }
+    }
+    (other.w, other.b, other.h) = (model.w.clone(), model.b.clone(), model.h.clone());
+    model.steps(1..4);
+    other.steps(1..4);
+    assert_eq!(model.all_bits(), other.all_bits());
+
+    // A step count is state, even where both moments are zero.
+    let zeros = vec![0.0f32; 12];
+    let mut still = Model::new(MuonConfig::default(), rule("jordan"));
+    let mut tensors = [StepTensor::new(still.ids[2], &mut still.b, &zeros)];
+    still.muon.step(&StepOptions::default(), &mut tensors).unwrap();
+    still.muon.export_torch_state(&path).unwrap();
+    let file = TensorFile::load(&path).unwrap();
+    assert_eq!(file.names().collect::<Vec<_>>(), ["b.exp_avg", "b.exp_avg_sq", "b.step"]);
+}
+
+#[test]
+fn pytorch_gets_state_in_the_dtype_of_the_parameter() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("torch.safetensors");
+    for momentum_dtype in [Dtype::F32, Dtype::Bf16] {
+        let config = MuonConfig { momentum_dtype, ..MuonConfig::default() };
+        let mut muon = Muon::new(Cpu::with_threads(1).unwrap(), config).unwrap();
+        let hidden = muon.add_group("hidden", rule("jordan")).unwrap();
+        let rest = muon.add_group("rest", AdamWRule::default()).unwrap();
+        let mut kept = Vec::new();
+        for (name, group, dtype) in [
+            ("wide", hidden, Dtype::F32),
+            ("narrow", hidden, Dtype::Bf16),
+            ("adamw.wide", rest, Dtype::F32),
+            ("adamw.narrow", rest, Dtype::Bf16),
+        ] {
+            let id = muon.add_param(group, ParamSpec::new(name, &[3, 4]).dtype(dtype)).unwrap();
+            let grad = Random::new(4).normals(12);
+            let (mut wide, mut narrow) = (vec![0.5f32; 12], vec![bf16::from_f32(0.5); 12]);
+            let tensor = match dtype {
+                Dtype::F32 => StepTensor::new(id, &mut wide, &grad),
+                _ => StepTensor::new(id, &mut narrow, &grad),
+            };
+            muon.step(&StepOptions::default(), &mut [tensor]).unwrap();
+            kept.push((name, dtype, muon.export_state(id).unwrap()));
+        }
+        muon.export_torch_state(&path).unwrap();
+        let file = TensorFile::load(&path).unwrap();
+        for (name, dtype, state) in kept {
+            for (buffer, data) in state.buffers.iter().filter(|(b, _)| *b != "master") {
+                let tensor = format!("{name}.{buffer}");
+                let expected: Vec<f32> = match (data, dtype) {
+                    (HostBuffer::F32(x), Dtype::F32) => x.clone(),
+                    (HostBuffer::F32(x), _) => {
+                        x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect()
+                    }
+                    (HostBuffer::Bf16(x), _) => x.iter().map(|x| x.to_f32()).collect(),
+                };
+                let found = file.dtype(&tensor).unwrap().to_string().to_lowercase();
+                assert_eq!(found, dtype.to_string(), "{tensor}");
+                assert_eq!(bits(&file.f32(&tensor).unwrap()), bits(&expected), "{tensor}");
+            }
+        }
+        assert_eq!(file.dtype("adamw.narrow.step").unwrap().to_string().to_lowercase(), "f32");
+    }
+
+    // f32 reaches further than bf16.
+    let mut model = Model::new(MuonConfig::default(), rule("jordan"));
+    let mut state = model.muon.export_state(model.ids[1]).unwrap();
+    let HostBuffer::F32(momentum) = &mut state.buffers[0].1 else { panic!("f32") };
+    momentum[11] = f32::MAX;
+    model.muon.import_state(model.ids[1], &state).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let e = model.muon.export_torch_state(&path).unwrap_err();
+    assert!(
+        e.is_non_finite() && e.to_string().contains("`h.momentum_buffer`, element [1, 3]"),
+        "{e}"
+    );
+    assert!(!path.exists());
+}
+
+#[test]
+fn state_that_would_freeze_a_parameter_is_refused_with_its_element() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("torch.safetensors");
+    let mut model = Model::new(MuonConfig::default(), rule("jordan"));
+    model.steps(0..2);
+    let before = model.muon.checkpoint().unwrap();
+    let with = |n: usize, index: usize, x: f32| {
+        let mut values = vec![0.0; n];
+        values[index] = x;
+        values
+    };
+    type File<'a> = Vec<(&'a str, &'a [usize], Vec<f32>)>;
+    let adamw = |first: Vec<f32>, second: Vec<f32>| -> File<'_> {
+        vec![
+            ("b.exp_avg", &[12], first),
+            ("b.exp_avg_sq", &[12], second),
+            ("b.step", &[], vec![1.0]),
+        ]
+    };
+    let zeros = || vec![0.0; 12];
+    let cases: Vec<(&str, File<'_>)> = vec![
+        (
+            "`momentum_buffer`, element [2, 7]",
+            vec![("w.momentum_buffer", &[12, 20], with(240, 47, f32::NAN))],
+        ),
+        (
+            "`momentum_buffer`, element [15, 7]",
+            vec![("h.momentum_buffer", &[16, 8], with(128, 127, f32::INFINITY))],
+        ),
+        ("`exp_avg`, element [3]", adamw(with(12, 3, f32::NEG_INFINITY), zeros())),
+        ("`exp_avg_sq`, element [0]", adamw(zeros(), with(12, 0, f32::NAN))),
+        ("of at least 0, found `-1`", adamw(zeros(), with(12, 0, -1.0))),
+    ];
+    for (what, tensors) in cases {
+        write(&path, &tensors);
+        let e = model.muon.import_torch_state(&path).unwrap_err();
+        let name = tensors[0].0.split('.').next().unwrap();
+        assert!(e.is_non_finite() && e.to_string().contains(what), "{what}: {e}");
+        assert!(e.to_string().starts_with(&format!("import `{name}`")), "{e}");
+        assert_eq!(model.muon.checkpoint().unwrap(), before, "{what}");
+    }
+    // The same through the state of one parameter, whatever its dtype; weights of a master copy are the caller's.
+    let mut state = model.muon.export_state(model.ids[1]).unwrap();
+    let HostBuffer::F32(momentum) = &mut state.buffers[0].1 else { panic!("f32") };
+    momentum[9] = f32::NAN;
+    let e = model.muon.import_state(model.ids[1], &state).unwrap_err();
+    assert!(e.is_non_finite() && e.to_string().contains("state of `h`"), "{e}");
+    assert!(e.to_string().contains("element [1, 1]"), "{e}");
+    assert_eq!(model.muon.checkpoint().unwrap(), before);
+}
+
+#[test]
+fn names_and_parts_that_do_not_belong_are_refused_at_import() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("torch.safetensors");
+    let mut model = Model::new(MuonConfig::default(), rule("jordan"));
+    model.steps(0..2);
+    let before = model.muon.checkpoint().unwrap();
+    let (w, b) = (vec![0.5f32; 240], vec![0.5f32; 12]);
+    type File<'a> = Vec<(&'a str, &'a [usize], Vec<f32>)>;
+    let cases: Vec<(&[&str], File<'_>)> = vec![
+        (
+            &["no state for `w`", "`layer.w`", "not registered"],
+            vec![("layer.w.momentum_buffer", &[12, 20], w.clone())],
+        ),
+        (
+            &["import `b`", "AdamW", "`b.momentum_buffer`"],
+            vec![("b.momentum_buffer", &[12], b.clone())],
+        ),
+        (&["import `w`", "Muon rule", "`w.exp_avg`"], vec![("w.exp_avg", &[12, 20], w.clone())]),
+        (
+            &["import `b`", "`b.exp_avg_sq` is missing"],
+            vec![("b.exp_avg", &[12], b.clone()), ("b.step", &[], vec![1.0])],
+        ),
+        (
+            &["import `b`", "`b.step` is missing"],
+            vec![("b.exp_avg", &[12], b.clone()), ("b.exp_avg_sq", &[12], b.clone())],
+        ),
+        (
+            &["import `b`", "max_exp_avg_sq"],
+            vec![
+                ("b.exp_avg", &[12], b.clone()),
+                ("b.exp_avg_sq", &[12], b.clone()),
+                ("b.max_exp_avg_sq", &[12], b.clone()),
+                ("b.step", &[], vec![1.0]),
+            ],
+        ),
+        (&["none of the file's 1 tensors", "momentum_buffer"], vec![("w", &[12, 20], w.clone())]),
+        (
+            &["import `w`", "expected [12, 20], found [20, 12]"],
+            vec![("w.momentum_buffer", &[20, 12], w.clone())],
+        ),
+    ];
+    for (parts, tensors) in cases {
+        write(&path, &tensors);
+        let e = model.muon.import_torch_state(&path).unwrap_err();
+        for part in parts {
+            assert!(e.to_string().contains(part), "{part}: {e}");
+        }
+        assert_eq!(model.muon.checkpoint().unwrap(), before, "{parts:?}");
     }
 }

@@ -106,12 +106,17 @@ impl fmt::Debug for Cpu {
     }
 }
 
+/// Elements of a parameter that a step compares with its master copy.
+const LOOKED_AT: usize = 64;
+
 /// State of one parameter on the CPU.
 #[derive(Debug)]
 pub struct CpuState {
     buffers: StateBuffers,
-    /// Exists from the first step on; its initial value is the parameter's.
+    /// f32 copy of a bf16 parameter, where the policy keeps one.
     master: Option<Vec<f32>>,
+    /// Whether the master copy was made from the parameter, which happens at the first step with a gradient.
+    master_ready: bool,
     spec: StateSpec,
     counters: Counters,
     /// Whether a matrix was updated in the step that is going on.
@@ -172,7 +177,14 @@ impl Device for Cpu {
             },
         };
         let counters = Counters { steps: 0, skipped: vec![0; spec.matrices()] };
-        Ok(CpuState { buffers, master: None, spec: spec.clone(), counters, updated: false })
+        Ok(CpuState {
+            buffers,
+            master: spec.has_master().then(|| vec![0.0; spec.len]),
+            master_ready: false,
+            spec: spec.clone(),
+            counters,
+            updated: false,
+        })
     }
 
     fn export_state(&mut self, state: &CpuState) -> Result<StateData> {
@@ -183,7 +195,7 @@ impl Device for Cpu {
                 ("exp_avg_sq", HostBuffer::F32(exp_avg_sq.clone())),
             ],
         };
-        if let Some(master) = &state.master {
+        if let Some(master) = state.master.as_ref().filter(|_| state.master_ready) {
             buffers.push(("master", HostBuffer::F32(master.clone())));
         }
         Ok(StateData { buffers, counters: state.counters.clone() })
@@ -201,7 +213,10 @@ impl Device for Cpu {
                 ("exp_avg_sq", StateBuffers::AdamW { exp_avg_sq, .. }, HostBuffer::F32(b)) => {
                     exp_avg_sq.copy_from_slice(b);
                 }
-                (_, _, HostBuffer::F32(b)) => state.master = Some(b.clone()),
+                (_, _, HostBuffer::F32(b)) => {
+                    state.master = Some(b.clone());
+                    state.master_ready = true;
+                }
                 (_, _, HostBuffer::Bf16(_)) => {
                     return Err(Error::dtype_mismatch(
                         format!("state buffer `{name}`"),
@@ -213,6 +228,28 @@ impl Device for Cpu {
         }
         state.counters = data.counters.clone();
         Ok(state)
+    }
+
+    fn has_master(state: &CpuState) -> bool {
+        state.master_ready
+    }
+
+    fn forget_master(state: &mut CpuState) {
+        state.master_ready = false;
+    }
+
+    /// Looks at [`LOOKED_AT`] elements spread over the parameter.
+    fn master_is_stale(param: &CpuParamMut<'_>, state: &CpuState) -> bool {
+        let (CpuParamMut::Bf16(param), Some(master), true) =
+            (param, &state.master, state.master_ready)
+        else {
+            return false;
+        };
+        let stride = (param.len() / LOOKED_AT).max(1);
+        param.iter().zip(master).step_by(stride).any(|(p, m)| {
+            let rounded = half::bf16::from_f32(*m);
+            p != &rounded && !(p.is_nan() && rounded.is_nan())
+        })
     }
 
     fn counters(&mut self, state: &CpuState) -> Result<Counters> {

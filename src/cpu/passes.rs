@@ -1,6 +1,5 @@
 //! Passes A and B and AdamW over matrices and tensors: which ranges, in which order, on which threads.
 
-use half::bf16;
 use rayon::iter::{
     IndexedParallelIterator, IntoParallelRefIterator, IntoParallelRefMutIterator, ParallelIterator,
 };
@@ -215,6 +214,7 @@ pub(super) fn pass_b(
     grad_scale: f32,
     parallel: bool,
 ) {
+    fill_master(tensor, state);
     let update = match &bucket.treatment {
         Treatment::Polynomial { recipe, .. } if recipe.result() == Iterate::X1 => {
             &slot.buffers.x[1]
@@ -251,7 +251,7 @@ pub(super) fn pass_b(
             commit.rows(p, update, |p, u, _| elementwise::update_f32(p, u, s));
         }
         (CpuParamMut::Bf16(p), Bf16Params::Master) => {
-            let master = master(&mut state.master, p);
+            let Some(master) = &mut state.master else { return };
             for (i, u) in update.chunks(job.block.shape.cols).enumerate() {
                 let row = job.block.row(i);
                 elementwise::update_master(&mut p[row.clone()], &mut master[row], u, s);
@@ -266,9 +266,14 @@ pub(super) fn pass_b(
     }
 }
 
-/// The master copy, made from the parameter at the first step.
-fn master<'a>(master: &'a mut Option<Vec<f32>>, param: &[bf16]) -> &'a mut [f32] {
-    master.get_or_insert_with(|| param.iter().map(|p| Element::to_f32(*p)).collect())
+/// Makes the master copy from the parameter where there should be one and is not.
+fn fill_master(tensor: &StepTensor<'_, Cpu>, state: &mut CpuState) {
+    if let (CpuParamMut::Bf16(param), Some(master), false) =
+        (&tensor.param, &mut state.master, state.master_ready)
+    {
+        master.iter_mut().zip(param.iter()).for_each(|(m, p)| *m = Element::to_f32(*p));
+        state.master_ready = true;
+    }
 }
 
 struct Commit<'a> {
@@ -331,6 +336,7 @@ pub(super) fn adamw(
     grad_scale: f32,
 ) {
     let Some(grad) = tensor.grad else { return };
+    fill_master(tensor, state);
     let sum = match grad {
         CpuGrad::F32(g) => elementwise::sum_of_squares(g, grad_scale),
         CpuGrad::Bf16(g) => elementwise::sum_of_squares(g, grad_scale),
@@ -344,7 +350,7 @@ pub(super) fn adamw(
     let param = match (&mut tensor.param, state.spec.bf16_params) {
         (CpuParamMut::F32(p), _) => AdamWParam::F32(p),
         (CpuParamMut::Bf16(p), Bf16Params::Master) => {
-            let master = master(&mut state.master, p);
+            let Some(master) = &mut state.master else { return };
             AdamWParam::Master(p, master)
         }
         (CpuParamMut::Bf16(p), Bf16Params::Stochastic { seed }) => {

@@ -52,7 +52,8 @@ impl Muon<Cuda> {
     ///
     /// # Errors
     /// As [`Muon::step`]; the strict policy for gradients that are not finite and the exact factor, which wait for the host; a
-    /// device on the legacy default stream, which cannot be recorded. Nothing is changed.
+    /// device on the legacy default stream, which cannot be recorded; a bf16 parameter without its master copy. Nothing is
+    /// changed.
     pub fn capture_step(
         &mut self,
         options: &StepOptions,
@@ -69,6 +70,7 @@ impl Muon<Cuda> {
                 "capture: the exact polar factor is computed on the host; use a polynomial",
             ));
         }
+        self.refuse_without_master().map_err(|e| e.context("capture"))?;
         let launches = self.tables_only(options, tensors)?;
         self.run_in(Mode::Rehearse, options, tensors).map_err(|e| e.context("capture"))?;
         let stream = self.device().stream().clone();
@@ -101,7 +103,8 @@ impl Muon<Cuda> {
     ///
     /// # Errors
     /// A step that was recorded under another plan or optimizer, other parameters with a gradient, or another clipping, or before a
-    /// step of more tensors moved the device's tables: nothing changed. A failed device.
+    /// step of more tensors moved the device's tables; a master copy that was refreshed ([`Muon::refresh_master`]) since the last
+    /// eager step: nothing changed. A failed device.
     pub fn replay_step(
         &mut self,
         captured: &CapturedStep,
@@ -127,12 +130,28 @@ impl Muon<Cuda> {
             let untouched = captured.present.len();
             return Ok(StepReport { skipped: true, untouched, ..StepReport::default() });
         }
+        self.refuse_without_master().map_err(|e| e.context("replay"))?;
         // A step of more tensors in between has moved the tables that it had no room in.
         if self.tables_only(options, tensors)? != captured.launches {
             return refuse("tables of the device moved");
         }
         captured.graph.launch().map_err(|e| driver_error(e, "replaying a step"))?;
         Ok(captured.report)
+    }
+
+    /// A recorded step makes no master copy: only an eager one does.
+    fn refuse_without_master(&mut self) -> Result<()> {
+        let present = self.present();
+        let (_, params, states) = self.parts();
+        let mut steps = params.iter().zip(states.iter()).zip(present).filter(|(_, p)| *p);
+        match steps.find(|((_, state), _)| state.lacks_master()) {
+            None => Ok(()),
+            Some(((param, _), _)) => Err(Error::invalid_config(format!(
+                "the bf16 parameter `{}` has no master copy: it has not stepped yet, or its copy was refreshed; take one \
+                 eager step with every tensor first",
+                param.spec.name
+            ))),
+        }
     }
 
     /// Brings the tables in device memory up to date and enqueues nothing else; a digest of what it left out.

@@ -368,7 +368,7 @@ fn tables_of_matrices_past_two_to_the_31_elements_hold_their_addresses() {
         rule: StateRule::Muon { momentum_dtype: Dtype::F32, matrices: 2 },
         salt: 0,
     };
-    let mut states = [CudaState::new(&stream, &spec).unwrap()];
+    let states = [CudaState::new(&stream, &spec).unwrap()];
     let momentum = states[0].buffer(0);
     let side = 70_000;
     let elements = side * side;
@@ -401,7 +401,7 @@ fn tables_of_matrices_past_two_to_the_31_elements_hold_their_addresses() {
         [StepTensor::<super::Cuda>::new(muon.param_id("w").unwrap(), param_mut, gradient)];
     device.launcher.mode = Mode::TablesOnly;
     let l = &device.launcher;
-    passes::pass_a(l, 0, &plan, &jobs, &tensors, &mut states, &mut workspace, 0).unwrap();
+    passes::pass_a(l, 0, &plan, &jobs, &tensors, &states, &mut workspace, 0).unwrap();
     let made = workspace.chunks[0].addresses;
     let tiles = elements.div_ceil(TILE);
     assert_eq!((made.jobs, made.tiles), (2, 2 * tiles));

@@ -257,6 +257,20 @@ impl Device for Cuda {
         self.run(|d| CudaState::import(&d.launcher.stream, spec, data))
     }
 
+    fn has_master(state: &CudaState) -> bool {
+        state.master_ready
+    }
+
+    fn forget_master(state: &mut CudaState) {
+        state.master_ready = false;
+    }
+
+    /// Never looks: a step writes a bf16 parameter from its master copy without reading it. Reading it costs 2 bytes an
+    /// element more, and the answer a wait for the stream.
+    fn master_is_stale(_: &CudaParamMut<'_>, _: &CudaState) -> bool {
+        false
+    }
+
     fn counters(&mut self, state: &CudaState) -> Result<Counters> {
         self.run(|d| state.counters(&d.launcher.stream))
     }
@@ -405,7 +419,7 @@ impl Device for Cuda {
         plan: &Plan,
         jobs: &[MatrixJob],
         tensors: &mut [StepTensor<'_, Self>],
-        _states: &mut [CudaState],
+        states: &mut [CudaState],
         workspace: &CudaWorkspace,
     ) -> Result<()> {
         self.run(|d| {
@@ -413,6 +427,8 @@ impl Device for Cuda {
             let checked = jobs
                 .chunk_by(|a, b| a.bucket == b.bucket)
                 .any(|j| plan.buckets()[j[0].bucket].commit == Commit::AfterCheck);
+            let missing =
+                passes::without_master(jobs.iter().map(|j| (j.param, j.tensor)), tensors, states);
             let mut fences = Fences::new(&d.launcher, &stream);
             for tensor in tensors.iter_mut().filter(|t| t.grad.is_some()) {
                 // Gradients are read again where momentum waited.
@@ -421,6 +437,7 @@ impl Device for Cuda {
                 }
                 fences.write(&mut tensor.param)?;
             }
+            passes::fill_masters(&d.launcher, &missing, states)?;
             let scale = d.grad_scale.address();
             match workspace.chunks.get(d.chunk.wrapping_sub(1)) {
                 Some(tables) if !jobs.is_empty() => {

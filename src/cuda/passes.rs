@@ -1,11 +1,10 @@
 //! Passes A and B: the tables of a chunk, and the launches over them.
 
-use super::fence::Fences;
-use super::launch::{Launcher, Mode, count};
+use super::Cuda;
+use super::launch::{Launcher, count};
 use super::state::CudaState;
 use super::table::{self, Matrix, Scalars, TILE};
 use super::workspace::{Chunk, CudaWorkspace};
-use super::{Cuda, CudaParamMut};
 use crate::config::{Bf16Params, MomentumMode, Nesterov, WeightDecayMode};
 use crate::cpu::mix;
 use crate::device::{MatrixJob, StepTensor};
@@ -24,15 +23,12 @@ pub(super) fn pass_a(
     plan: &Plan,
     jobs: &[MatrixJob],
     tensors: &[StepTensor<'_, Cuda>],
-    states: &mut [CudaState],
+    states: &[CudaState],
     workspace: &mut CudaWorkspace,
     chunk: usize,
 ) -> Result<()> {
     if jobs.is_empty() {
         return Ok(());
-    }
-    for job in jobs {
-        fill_master(launcher, &tensors[job.tensor], &mut states[job.param])?;
     }
     let Some(tables) = workspace.chunks.get_mut(chunk) else {
         return Err(Error::device(format!("chunk {chunk} of a plan of {} chunks", plan.chunks())));
@@ -176,27 +172,33 @@ pub(super) fn stochastic(state: &CudaState) -> (u32, u64) {
     }
 }
 
-/// Makes the master copy from the parameter, at its first step.
+/// Parameters among the jobs, by state and tensor, whose master copy the step must make first.
+pub(super) fn without_master(
+    jobs: impl Iterator<Item = (usize, usize)>,
+    tensors: &[StepTensor<'_, Cuda>],
+    states: &[CudaState],
+) -> Vec<(usize, u64)> {
+    jobs.filter(|(param, _)| states[*param].lacks_master())
+        .map(|(param, tensor)| (param, tensors[tensor].param.info().address as u64))
+        .collect()
+}
+
+/// Makes those master copies from the parameters. No graph is recorded without them: see [`Muon::capture_step`](crate::Muon::capture_step).
 ///
 /// # Errors
 /// A failed device.
-pub(super) fn fill_master(
+pub(super) fn fill_masters(
     launcher: &Launcher,
-    tensor: &StepTensor<'_, Cuda>,
-    state: &mut CudaState,
+    missing: &[(usize, u64)],
+    states: &mut [CudaState],
 ) -> Result<()> {
-    if state.master() == 0 || state.master_ready {
-        return Ok(());
+    for &(param, address) in missing {
+        let state = &mut states[param];
+        // One of several matrices of a parameter has made it for all.
+        if state.lacks_master() {
+            launcher.master_fill(address, state.master(), state.spec.len)?;
+            state.master_ready = true;
+        }
     }
-    if launcher.mode != Mode::Enqueue {
-        return Err(Error::invalid_config(
-            "capture: a bf16 parameter has no master copy yet; take one eager step with every tensor first",
-        ));
-    }
-    let param: &CudaParamMut<'_> = &tensor.param;
-    let mut fences = Fences::new(launcher, &launcher.stream);
-    fences.read_param(param)?;
-    launcher.master_fill(param.info().address as u64, state.master(), param.info().len)?;
-    state.master_ready = true;
     Ok(())
 }

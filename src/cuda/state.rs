@@ -17,7 +17,7 @@ pub struct CudaState {
     /// In the order of [`StateSpec::buffers`], the master copy apart.
     buffers: Vec<StateBuffer>,
     master: Option<Buffer<f32>>,
-    /// Whether the master copy was made from the parameter, which happens at the first step.
+    /// Whether the master copy was made from the parameter, which happens at the first step with a gradient.
     pub(super) master_ready: bool,
     /// Steps, then skips of each matrix, then the outcome of each matrix in the step that is going on.
     counters: Buffer<u64>,
@@ -70,6 +70,11 @@ impl CudaState {
     /// Address of the master copy; 0 where there is none.
     pub(super) fn master(&self) -> u64 {
         self.master.as_ref().map_or(0, Buffer::address)
+    }
+
+    /// Whether the next step must make the master copy.
+    pub(super) fn lacks_master(&self) -> bool {
+        self.master.is_some() && !self.master_ready
     }
 
     /// Address of the counters.

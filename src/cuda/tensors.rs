@@ -153,9 +153,7 @@ pub(super) fn adamw(
             keep: job.keep,
         });
     }
-    for job in jobs {
-        passes::fill_master(launcher, &tensors[job.tensor], &mut states[job.param])?;
-    }
+    let missing = passes::without_master(jobs.iter().map(|j| (j.param, j.tensor)), tensors, states);
     let gradients: Vec<_> = jobs
         .iter()
         .filter_map(|job| tensors[job.tensor].grad.as_ref())
@@ -167,6 +165,7 @@ pub(super) fn adamw(
         fences.read(grad)?;
         fences.write(&mut t.param)?;
     }
+    passes::fill_masters(launcher, &missing, states)?;
     let (spans, sums) = tables.spans.sums(launcher, gradients.into_iter(), grad_scale)?;
     let device_table = tables.tensors.set(stream, &table)?;
     let tile_tensor = tables.tile_tensor.set(stream, &tiles)?;

@@ -190,15 +190,59 @@ impl<D: Device> Muon<D> {
     /// Replaces a parameter's state, such as by one from another framework.
     ///
     /// # Errors
-    /// An unknown id, or buffers whose number, dtype or length is not the parameter's. The old state stays.
+    /// An unknown id; buffers whose number, dtype or length is not the parameter's; a moment that is not finite, or a
+    /// negative second moment. The old state stays.
     pub fn import_state(&mut self, id: ParamId, data: &StateData) -> Result<()> {
         let position = self.position(id)?;
         let param = &self.params[position];
-        self.states[position] = self
-            .device
-            .import_state(&param.state, data)
+        self.states[position] = data
+            .check_values(&param.spec.shape)
+            .and_then(|()| self.device.import_state(&param.state, data))
             .context(|| format!("state of `{}`", param.spec.name))?;
         Ok(())
+    }
+
+    /// Makes the next step take the f32 master copy of a bf16 parameter anew from the parameter.
+    ///
+    /// Call it whenever the parameter was written by anyone but a step: weights loaded, averaged, pruned. With
+    /// [`Bf16Params::Master`](crate::Bf16Params::Master) a step writes the parameter from its master copy and would undo such a write. It is not
+    /// needed after [`Muon::restore`] where the parameters of the same checkpoint are loaded too, nor after
+    /// [`Muon::import_torch_state`]. Nothing happens to a parameter that keeps no master copy.
+    ///
+    /// # Cost
+    /// None here; at the next step of the parameter one pass that reads 2 and writes 4 bytes an element.
+    ///
+    /// # Errors
+    /// An unknown id.
+    ///
+    /// # Example
+    /// ```
+    /// use half::bf16;
+    /// use muon_cuda::{Cpu, Dtype, Muon, MuonConfig, MuonRule, ParamSpec, StepOptions, StepTensor};
+    ///
+    /// let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+    /// let hidden = muon.add_group("hidden", MuonRule::default())?;
+    /// let w = muon.add_param(hidden, ParamSpec::new("w", &[2, 2]).dtype(Dtype::Bf16))?;
+    /// let (mut weight, grad) = (vec![bf16::ONE; 4], vec![1.0f32, 0.0, 0.0, 1.0]);
+    /// muon.step(&StepOptions::default(), &mut [StepTensor::new(w, &mut weight, &grad)])?;
+    ///
+    /// weight.fill(bf16::from_f32(5.0));   // loaded from somewhere
+    /// let refused = muon.step(&StepOptions::default(), &mut [StepTensor::new(w, &mut weight, &grad)]);
+    /// assert!(refused.unwrap_err().to_string().contains("refresh_master"));    // the CPU notices; CUDA does not look
+    /// muon.refresh_master(w)?;
+    /// muon.step(&StepOptions::default(), &mut [StepTensor::new(w, &mut weight, &grad)])?;
+    /// assert!(weight[0] > bf16::from_f32(4.9));
+    /// # Ok::<(), muon_cuda::Error>(())
+    /// ```
+    pub fn refresh_master(&mut self, id: ParamId) -> Result<()> {
+        let position = self.position(id)?;
+        D::forget_master(&mut self.states[position]);
+        Ok(())
+    }
+
+    /// [`Muon::refresh_master`] of every parameter.
+    pub fn refresh_masters(&mut self) {
+        self.states.iter_mut().for_each(D::forget_master);
     }
 
     /// The configuration.
@@ -246,9 +290,14 @@ impl<D: Device> Muon<D> {
         &self.params
     }
 
-    /// What [`crate::checkpoint`] needs: parameters, their modes, their states, and the device.
+    /// What checkpoints need: parameters, their modes, their states, and the device.
     pub(crate) fn parts(&mut self) -> (&mut D, &[Param], &mut Vec<D::State>) {
         (&mut self.device, &self.params, &mut self.states)
+    }
+
+    /// The rule of the parameter at that position.
+    pub(crate) fn rule_at(&self, position: usize) -> &Rule {
+        &self.groups[self.params[position].group].rule
     }
 
     pub(crate) fn modes(&self, param: &Param) -> String {

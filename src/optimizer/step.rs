@@ -55,8 +55,8 @@ impl<D: Device> Muon<D> {
     ///
     /// # Errors
     /// Nothing changes when one of these is returned: an option outside its range, an unknown or repeated
-    /// parameter, overlapping memory, a length or dtype that is not the registered one, no parameter (or a
-    /// whole group of none) under the Muon rule, or, with [`NonFinite::Error`], a gradient that is not finite.
+    /// parameter, overlapping memory, a length or dtype that is not the registered one, a bf16 parameter that the CPU finds
+    /// written since its last step ([`Muon::refresh_master`]), no parameter (or a whole group of none) under the Muon rule, or, with [`NonFinite::Error`], a gradient that is not finite.
     /// When the device fails in the middle of a step, the error lists which parameters stepped and which took half a
     /// step; if there are any of those, [`Muon::torn`] says so and every later step and export is refused until
     /// [`Muon::restore`].
@@ -310,6 +310,13 @@ impl<D: Device> Muon<D> {
                     param.len,
                     buffer.len,
                 ));
+            }
+            if D::master_is_stale(&t.param, &self.states[position]) {
+                return Err(Error::invalid_config(format!(
+                    "`{name}` was written since its last step: it is not the rounding of its f32 master copy, from which \
+                     the step would overwrite it; call `Muon::refresh_master` after loading weights, or restore the \
+                     state that belongs to them"
+                )));
             }
             if scratch.tensor_of_param[position].replace(i).is_some() {
                 return Err(Error::duplicate_name(name).context("step"));

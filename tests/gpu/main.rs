@@ -17,6 +17,7 @@ mod graph;
 mod hostile;
 mod plan;
 mod regressions;
+mod resume;
 mod spectra;
 mod step;
 #[path = "../support/mod.rs"]
