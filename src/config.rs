@@ -84,7 +84,8 @@ impl Orthogonalizer {
 /// How a plan evaluates the polynomials of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum MethodChoice {
-    /// The cheapest method whose rounding error is near the standard form's; see [`crate::Plan`] (default).
+    /// The cheapest method whose rounding error is no loss; see [`crate::Plan`] (default). In f32 its error is at most a
+    /// hundredth of the schedule's own distance to the polar factor, in the other precisions near the standard form's.
     #[default]
     Auto,
     /// [`Method::Standard`](crate::recipe::Method::Standard).

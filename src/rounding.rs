@@ -82,13 +82,12 @@ pub(crate) fn rounding_errors(
     size: Size,
     limits: &[f64; 8],
 ) -> Option<[f64; 8]> {
-    let safety = match schedule.normalization() {
-        Normalization::Frobenius { safety } => safety,
-        Normalization::Aol => 1.0,
-    };
     let mut errors = [0.0; 8];
     for ((spectrum, error), limit) in SPECTRA.into_iter().zip(&mut errors).zip(limits) {
-        let x = input(spectrum, safety, precision, size);
+        let x: Vec<f32> = normalised(raw(spectrum, size), safety(schedule))
+            .into_iter()
+            .map(|x| precision.round(narrow(x)))
+            .collect();
         let exact = run(recipe, size, x.iter().map(|&x| f64::from(x)).collect(), |x| x, |x| x);
         let rounded = run(recipe, size, x, |x| precision.round(x), |x| precision.round_operand(x));
         let (mut distance, mut norm) = (0.0, 0.0);
@@ -106,50 +105,115 @@ pub(crate) fn rounding_errors(
     Some(errors)
 }
 
-/// A wide matrix of that size with that spectrum in random bases, normalised and rounded.
-fn input(spectrum: Spectrum, safety: f64, precision: Precision, size: Size) -> Vec<f32> {
-    let Size { short, long, ratios } = size;
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let x = match spectrum {
-        Spectrum::Gaussian => random.normals(short * long),
-        _ => {
-            let u = orthonormal_rows(&mut random, short, short);
-            let v = orthonormal_rows(&mut random, short, long);
-            let mut x = vec![0.0; short * long];
-            let mut power = 1.0;
-            for k in 0..short {
-                let position = k as f64;
-                let sigma = match spectrum {
-                    Spectrum::Gaussian => 0.0,
-                    Spectrum::Geometric { ratio } => {
-                        let sigma = power;
-                        power *= f64::from_bits(ratios[ratio]);
-                        sigma
-                    }
-                    Spectrum::Linear => 1.0 - position / short as f64,
-                    Spectrum::HalfRank => f64::from(u8::from(k < short / 2)),
-                    Spectrum::Outlier => {
-                        if k == 0 {
-                            1.0
-                        } else {
-                            0.003
-                        }
-                    }
-                    Spectrum::Harmonic => 1.0 / (position + 1.0),
-                };
-                let row = &v[k * long..(k + 1) * long];
-                for (i, x) in x.chunks_mut(long).enumerate() {
-                    let factor = sigma * u[k * short + i];
-                    for (x, v) in x.iter_mut().zip(row) {
-                        *x += factor * v;
+/// For each of the eight spectra the relative Frobenius distance from what the recipe makes of it in f64 to the
+/// polar factor. Singular values of zero have no part in either.
+///
+/// The polar factor comes from the singular vectors that the matrix is made of, or, for the Gaussian one, from
+/// [`CUBICS`] cubic iterations.
+pub(crate) fn polar_distances(
+    schedule: &CoefficientSchedule,
+    recipe: &Recipe,
+    size: Size,
+) -> [f64; 8] {
+    SPECTRA.map(|spectrum| {
+        let x = normalised(raw(spectrum, size), safety(schedule));
+        let (polar, rank) = match values(spectrum, size) {
+            Some(values) => {
+                let ones: Vec<f64> = values.iter().map(|v| f64::from(u8::from(*v > 0.0))).collect();
+                let rank = ones.iter().sum::<f64>();
+                (in_random_bases(&ones, size), rank)
+            }
+            None => (cubic_polar(&x, size), size.short as f64),
+        };
+        let found = run(recipe, size, x, |x| x, |x| x);
+        let distance: f64 = found.iter().zip(&polar).map(|(f, p)| (f - p) * (f - p)).sum();
+        (distance / rank).sqrt()
+    })
+}
+
+/// Iterations `X ← (3X − XXᵀX)/2` that bring the Gaussian matrix to its polar factor: its smallest singular value
+/// is 0.04 of the norm, so about eight of them lift it, and five more square the distance to the last bit.
+const CUBICS: usize = 24;
+
+fn cubic_polar(x: &[f64], size: Size) -> Vec<f64> {
+    let Size { short, long, .. } = size;
+    let mut x = x.to_vec();
+    for _ in 0..CUBICS {
+        let gram = product(&x, &transposed(&x, size), short, short);
+        let cube = product(&gram, &x, short, long);
+        x.iter_mut().zip(cube).for_each(|(x, c)| *x = 1.5 * *x - 0.5 * c);
+    }
+    x
+}
+
+fn safety(schedule: &CoefficientSchedule) -> f64 {
+    match schedule.normalization() {
+        Normalization::Frobenius { safety } => safety,
+        Normalization::Aol => 1.0,
+    }
+}
+
+/// A wide matrix of that size with that spectrum in random bases.
+fn raw(spectrum: Spectrum, size: Size) -> Vec<f64> {
+    match values(spectrum, size) {
+        Some(values) => in_random_bases(&values, size),
+        None => Random::new().normals(size.short * size.long),
+    }
+}
+
+/// Divided by its norm and the safety.
+fn normalised(mut x: Vec<f64>, safety: f64) -> Vec<f64> {
+    let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    x.iter_mut().for_each(|x| *x /= safety * norm);
+    x
+}
+
+/// The singular values of a spectrum, `None` for those of a Gaussian matrix.
+fn values(spectrum: Spectrum, size: Size) -> Option<Vec<f64>> {
+    let Size { short, ratios, .. } = size;
+    let mut power = 1.0;
+    (0..short)
+        .map(|k| {
+            let position = k as f64;
+            Some(match spectrum {
+                Spectrum::Gaussian => return None,
+                Spectrum::Geometric { ratio } => {
+                    let sigma = power;
+                    power *= f64::from_bits(ratios[ratio]);
+                    sigma
+                }
+                Spectrum::Linear => 1.0 - position / short as f64,
+                Spectrum::HalfRank => f64::from(u8::from(k < short / 2)),
+                Spectrum::Outlier => {
+                    if k == 0 {
+                        1.0
+                    } else {
+                        0.003
                     }
                 }
+                Spectrum::Harmonic => 1.0 / (position + 1.0),
+            })
+        })
+        .collect()
+}
+
+/// A wide matrix of that size with these singular values; the bases are always the same.
+fn in_random_bases(values: &[f64], size: Size) -> Vec<f64> {
+    let Size { short, long, .. } = size;
+    let mut random = Random::new();
+    let u = orthonormal_rows(&mut random, short, short);
+    let v = orthonormal_rows(&mut random, short, long);
+    let mut x = vec![0.0; short * long];
+    for (k, sigma) in values.iter().enumerate() {
+        let row = &v[k * long..(k + 1) * long];
+        for (i, x) in x.chunks_mut(long).enumerate() {
+            let factor = sigma * u[k * short + i];
+            for (x, v) in x.iter_mut().zip(row) {
+                *x += factor * v;
             }
-            x
         }
-    };
-    let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
-    x.iter().map(|x| precision.round(narrow(x / (safety * norm)))).collect()
+    }
+    x
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "rounds to f32 on purpose")]
@@ -179,6 +243,10 @@ fn orthonormal_rows(random: &mut Random, rows: usize, len: usize) -> Vec<f64> {
 struct Random(u64);
 
 impl Random {
+    fn new() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+
     /// Sums of twelve uniform numbers less their mean: normal enough, without logarithm or cosine.
     fn normals(&mut self, n: usize) -> Vec<f64> {
         (0..n)
@@ -239,9 +307,7 @@ fn run<T: Real>(
         match *op {
             Op::Gram { x, out } => {
                 let x = operand(&iterates[index(x)]);
-                let transposed: Vec<T> =
-                    (0..long * short).map(|i| x[(i % short) * long + i / short]).collect();
-                small[out.0] = product(&x, &transposed, short, short);
+                small[out.0] = product(&x, &transposed(&x, size), short, short);
                 small[out.0].iter_mut().for_each(|x| *x = store(*x));
             }
             Op::AolScale { x, r } => {
@@ -286,6 +352,12 @@ fn run<T: Real>(
     }
     let [x0, x1] = iterates;
     if recipe.result() == Iterate::X0 { x0 } else { x1 }
+}
+
+/// The transpose of a wide matrix of that size.
+fn transposed<T: Real>(x: &[T], size: Size) -> Vec<T> {
+    let Size { short, long, .. } = size;
+    (0..long * short).map(|i| x[(i % short) * long + i / short]).collect()
 }
 
 /// `a·b` with that many rows of `a` and columns of `b`; every sum in the order of `k`.
