@@ -31,6 +31,8 @@ constexpr u32 CAUTIOUS = 1u << 9;
 constexpr u32 NORMALIZE = 1u << 10;
 constexpr u32 STOCHASTIC = 1u << 11;
 constexpr u32 CHECKED = 1u << 12;
+constexpr u32 L2 = 1u << 13;
+constexpr u32 L2_MASTER = 1u << 14;
 
 __device__ inline u32 dtype(u32 kind, u32 shift) { return kind >> shift & 3u; }
 
@@ -65,6 +67,7 @@ struct Scalars {
   float gain;         // of the gradient: 1 - momentum (EMA) or 1 (sum)
   float keep;
   float step;
+  float l2;           // what the parameter is multiplied with before it is added to the gradient
 };
 
 // What a matrix is multiplied with, power first, and whether it takes part in the step.

@@ -10,7 +10,7 @@
 //   alignment    packs (f32 16 B, 16-bit 8 B) where result, param and master are aligned together, single elements elsewhere
 //   aliasing     none of result, param, master overlap
 //   traffic      read 6 B + write 4 B = 10 B per element (f32 parameter, 16-bit result)
-//   arithmetic   f32, no fused multiply-add; a bf16 parameter is the rounded master, or rounds at random
+//   arithmetic   f32, no fused multiply-add; a bf16 parameter is the rounded master, rounds at random, or to nearest
 //   determinism  bitwise repeatable; random bits are a function of seed, step and index
 //   edge cases   keep = 0 without caution does not read p: what it held does not matter, NaN included
 //   resources    <= 80 registers, 0 spills

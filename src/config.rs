@@ -27,7 +27,7 @@ pub enum Nesterov {
     Off,
 }
 
-/// How weight decay shrinks a parameter; always before the update is added.
+/// How weight decay shrinks a parameter: before the update is added, or, with L2, by way of the gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum WeightDecayMode {
     /// `param·(1 − lr·weight_decay)`, with the unscaled lr (default).
@@ -37,6 +37,9 @@ pub enum WeightDecayMode {
     Cautious,
     /// `param·(1 − weight_decay)`: the learning rate plays no part.
     Independent,
+    /// `gradient + weight_decay·param` before momentum takes the gradient up; nothing is kept back afterwards. The
+    /// gradient is the scaled and clipped one. Where there is a master copy, it is what is added.
+    L2,
 }
 
 /// What is done to the direction before it becomes the update.
@@ -210,6 +213,9 @@ pub enum Bf16Params {
         /// Seed of the random bits.
         seed: u64,
     },
+    /// Rounded to nearest, ties to even, once a step. An update of less than half the spacing is lost (the spacing is
+    /// 2⁻⁸ to 2⁻⁷ of the parameter). PyTorch does so too, and rounds twice: after the decay and after the update.
+    Nearest,
 }
 
 /// What holds for the whole optimizer.

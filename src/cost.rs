@@ -24,7 +24,8 @@ pub struct CostInputs {
     pub adamw_elements: u64,
 }
 
-/// The cost of one step on the CUDA device, from the second step on, without clipping.
+/// The cost of one step on the CUDA device, from the second step on, without clipping and without L2 decay, for
+/// which pass A reads the parameter twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepCost {
     /// Kernels that are launched.

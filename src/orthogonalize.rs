@@ -130,6 +130,7 @@ pub fn orthogonalize<'a, D: Device>(
             step: -1.0,
             momentum_mode: MomentumMode::Ema,
             nesterov: Nesterov::Off,
+            l2: 0.0,
             weight_decay_mode: WeightDecayMode::Decoupled,
         },
     }];

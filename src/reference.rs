@@ -276,6 +276,7 @@ fn jacobi(a: &Matrix) -> (Vec<f64>, Matrix, Matrix) {
 /// d ← (1−β)g + βm, g + βm, or m          (Nesterov on, on, off)
 /// W ← W·(1 − lr·λ) − lr·scale·orthogonalize(d)
 /// ```
+/// With L2 the first line takes `g + λW` for `g`, and the last keeps `W` whole.
 pub fn muon_step(
     rule: &MuonRule,
     layout: Layout,
@@ -288,6 +289,14 @@ pub fn muon_step(
     let fresh = match rule.momentum_mode {
         MomentumMode::Ema => 1.0 - beta,
         MomentumMode::Sum => 1.0,
+    };
+    let decayed;
+    let grad = match rule.weight_decay_mode {
+        WeightDecayMode::L2 => {
+            decayed = grad.combine(1.0, param, rule.weight_decay);
+            &decayed
+        }
+        _ => grad,
     };
     *momentum_buffer = momentum_buffer.combine(beta, grad, fresh);
     let direction = match rule.nesterov {
@@ -304,9 +313,26 @@ pub fn muon_step(
             WeightDecayMode::Cautious if opposed => 1.0,
             WeightDecayMode::Cautious => 1.0 - lr * rule.weight_decay,
             WeightDecayMode::Independent => 1.0 - rule.weight_decay,
+            WeightDecayMode::L2 => 1.0,
         };
         *p = *p * keep - step * u;
     }
+}
+
+/// The nearest bf16 number, ties to even, rounded once: what [`Bf16Params::Nearest`](crate::Bf16Params::Nearest) makes of a
+/// parameter after each step.
+#[must_use]
+pub fn round_to_bf16(x: f64) -> f64 {
+    // 7 bits of mantissa behind the leading one; below the smallest normal number the spacing stays.
+    let (smallest_normal, spacing) = (2f64.powi(-126), 2f64.powi(-133));
+    if x.abs() < smallest_normal || !x.is_finite() {
+        return if x.is_finite() { (x / spacing).round_ties_even() * spacing } else { x };
+    }
+    let bits = x.to_bits();
+    let dropped = 52 - 7;
+    let up = (1 << (dropped - 1)) - 1 + (bits >> dropped & 1);
+    let rounded = f64::from_bits((bits + up) >> dropped << dropped);
+    if rounded.abs() >= 2f64.powi(128) { f64::INFINITY.copysign(x) } else { rounded }
 }
 
 /// One step of one tensor under the AdamW rule; `step` counts from 1.
@@ -404,6 +430,26 @@ mod tests {
         assert_eq!(polar_factor(&Matrix::zeros(3, 4)), Matrix::zeros(3, 4));
         let schedule = presets::preset("jordan").unwrap();
         assert_eq!(newton_schulz(&schedule, &Matrix::zeros(3, 4), 1e-7), Matrix::zeros(3, 4));
+    }
+
+    #[test]
+    fn bf16_rounds_once_to_nearest_with_ties_to_even() {
+        use half::bf16;
+        for bits in [0u16, 1, 2, 0x7f, 0x80, 0x81, 0x3f80, 0x3f81, 0x7f7e] {
+            let (a, b) = (bf16::from_bits(bits).to_f64(), bf16::from_bits(bits + 1).to_f64());
+            let middle = a + (b - a) / 2.0;
+            let even = if bits % 2 == 0 { a } else { b };
+            for sign in [1.0, -1.0] {
+                assert_eq!(round_to_bf16(sign * a), sign * a);
+                assert_eq!(round_to_bf16(sign * middle), sign * even, "{bits:#x}");
+                // Beyond f32's reach of the middle: rounding by way of f32 would lose it.
+                let (below, above) = (middle.next_down(), middle.next_up());
+                assert_eq!(round_to_bf16(sign * below), sign * a, "{bits:#x}");
+                assert_eq!(round_to_bf16(sign * above), sign * b, "{bits:#x}");
+            }
+        }
+        assert_eq!(round_to_bf16(3.4e38), f64::INFINITY);
+        assert!(round_to_bf16(f64::NAN).is_nan());
     }
 
     #[test]

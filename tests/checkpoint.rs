@@ -71,7 +71,8 @@ fn configs() -> Vec<MuonConfig> {
             momentum_dtype: Dtype::Bf16,
             ..base.clone()
         },
-        MuonConfig { bf16_params: Bf16Params::Stochastic { seed: 5 }, ..base },
+        MuonConfig { bf16_params: Bf16Params::Stochastic { seed: 5 }, ..base.clone() },
+        MuonConfig { bf16_params: Bf16Params::Nearest, ..base },
     ]
 }
 

@@ -10,11 +10,74 @@
 
 mod support;
 
+use half::bf16;
+use muon_cuda::reference::{self, Matrix};
 use muon_cuda::{
-    Cpu, MomentumMode, Muon, MuonConfig, MuonRule, Nesterov, NonFinite, Orthogonalizer, ParamSpec,
-    Precision, StepOptions, StepTensor, UpdateScale,
+    AdamWRule, Bf16Params, Cpu, Dtype, Layout, MomentumMode, Muon, MuonConfig, MuonRule, Nesterov,
+    NonFinite, Orthogonalizer, ParamSpec, Precision, StepOptions, StepTensor, UpdateScale,
+    WeightDecayMode,
 };
 use support::{Random, bits, degree_nine, rule, run};
+
+/// Every number is a short binary fraction, so f32 is exact and what is left is one rounding to nearest a step.
+#[test]
+fn bf16_parameters_without_a_master_copy_round_to_nearest_bit_for_bit() {
+    for weight_decay_mode in [WeightDecayMode::Decoupled, WeightDecayMode::L2] {
+        let rule = MuonRule {
+            lr: 0.25,
+            momentum: 0.5,
+            weight_decay: 0.25,
+            weight_decay_mode,
+            update_scale: UpdateScale::None,
+            orthogonalizer: Orthogonalizer::Identity,
+            ..MuonRule::default()
+        };
+        let adamw = AdamWRule { lr: 0.25, beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.25 };
+        let config = MuonConfig { bf16_params: Bf16Params::Nearest, ..MuonConfig::default() };
+        let mut muon = Muon::new(Cpu::with_threads(1).unwrap(), config).unwrap();
+        let hidden = muon.add_group("hidden", rule.clone()).unwrap();
+        let rest = muon.add_group("rest", adamw).unwrap();
+        let spec = |name: &str| ParamSpec::new(name, &[6, 10]).dtype(Dtype::Bf16);
+        let w = muon.add_param(hidden, spec("w")).unwrap();
+        let b = muon.add_param(rest, spec("b")).unwrap();
+        let mut random = Random::new(41);
+        let start = random.integers(60, 250);
+        let to_bf16 = |x: &[f32]| x.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
+        let (mut p, mut q) = (to_bf16(&start), to_bf16(&start));
+        let mut expected = Matrix::from_f32(6, 10, &start).unwrap();
+        let mut momentum = Matrix::zeros(6, 10);
+        let (mut of_adamw, mut m, mut v) = (expected.data().to_vec(), vec![0.0; 60], vec![0.0; 60]);
+        let mut rounded = 0;
+        for step in 1..=4 {
+            // 0, ±1 and ±3: |g| + eps is a power of two, so AdamW's division is exact as well.
+            let grad: Vec<f32> = random
+                .integers(60, 2)
+                .iter()
+                .map(|x| if x.abs() == 2.0 { 1.5 * x } else { *x })
+                .collect();
+            muon.step(
+                &StepOptions::default(),
+                &mut [StepTensor::new(w, &mut p, &grad), StepTensor::new(b, &mut q, &grad)],
+            )
+            .unwrap();
+            let g = Matrix::from_f32(6, 10, &grad).unwrap();
+            reference::muon_step(&rule, Layout::OutIn, rule.lr, &mut expected, &mut momentum, &g);
+            reference::adamw_step(&adamw, adamw.lr, step, &mut of_adamw, &mut m, &mut v, g.data());
+            for x in expected.data_mut().iter_mut().chain(&mut of_adamw) {
+                let exact = *x;
+                *x = reference::round_to_bf16(exact);
+                rounded += usize::from(*x != exact);
+            }
+            let widen = |x: &[bf16]| x.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+            assert_eq!(widen(&p), expected.data(), "Muon, {weight_decay_mode:?}, step {step}");
+            assert_eq!(widen(&q), of_adamw, "AdamW, step {step}");
+        }
+        assert!(rounded > 100, "only {rounded} roundings");
+        let names: Vec<_> =
+            muon.export_state(w).unwrap().buffers.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["momentum_buffer"], "no master copy");
+    }
+}
 
 #[test]
 fn without_orthogonalization_integers_equal_sgd_with_momentum_bit_for_bit() {

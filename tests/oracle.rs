@@ -12,11 +12,12 @@ mod support;
 
 use std::num::NonZeroUsize;
 
+use half::bf16;
 use muon_cuda::reference::{self, Matrix};
 use muon_cuda::{
-    AdamWRule, Cpu, Layout, MatrixShape, MethodChoice, MomentumMode, Muon, MuonConfig, MuonRule,
-    Nesterov, OrthogonalizeOptions, Orthogonalizer, ParamSpec, Precision, Split, StepOptions,
-    StepTensor, UpdateScale, WeightDecayMode, orthogonalize,
+    AdamWRule, Cpu, Dtype, HostBuffer, Layout, MatrixShape, MethodChoice, MomentumMode, Muon,
+    MuonConfig, MuonRule, Nesterov, OrthogonalizeOptions, Orthogonalizer, ParamSpec, Precision,
+    Split, StepOptions, StepTensor, UpdateScale, WeightDecayMode, orthogonalize,
 };
 use support::{Random, degree_nine, oracle, rule, run, single, update_error};
 
@@ -36,6 +37,7 @@ fn every_mode_follows_the_oracle() {
                 WeightDecayMode::Decoupled,
                 WeightDecayMode::Cautious,
                 WeightDecayMode::Independent,
+                WeightDecayMode::L2,
             ] {
                 for update_scale in [
                     UpdateScale::Original,
@@ -80,6 +82,7 @@ fn modes_that_should_differ_do() {
             "independent",
             MuonRule { weight_decay_mode: WeightDecayMode::Independent, ..base.clone() },
         ),
+        ("l2", MuonRule { weight_decay_mode: WeightDecayMode::L2, ..base.clone() }),
         ("scale", MuonRule { update_scale: UpdateScale::Spectral, ..base.clone() }),
         ("momentum", MuonRule { momentum: 0.9, ..base.clone() }),
         (
@@ -319,6 +322,65 @@ fn emulated_precisions_round_by_the_expected_amount() {
         let error = update_error(&found, &expected, &start);
         println!("{precision}: {error:e}");
         assert!((least..most).contains(&error), "{precision}: {error:e}");
+    }
+}
+
+/// Decay goes into the gradient after its scale and clipping, matrix by matrix, whatever lies between their rows.
+#[test]
+fn l2_decay_follows_the_oracle_in_every_split_and_dtype() {
+    let heads = Split::Heads(NonZeroUsize::new(2).unwrap());
+    let cases: [(&[usize], Layout, Split); 4] = [
+        (&[150, 130], Layout::OutIn, Split::Whole),
+        (&[10, 24], Layout::InOut, Split::FanOut(vec![16, 8])),
+        (&[3, 8, 10], Layout::OutIn, heads),
+        (&[8, 3, 2, 2], Layout::OutIn, Split::Whole),
+    ];
+    for (shape, layout, split) in cases {
+        for param in [Dtype::F32, Dtype::Bf16] {
+            let n = shape.iter().product();
+            let mut random = Random::new(19);
+            let start: Vec<_> = random.normals(n).into_iter().map(bf16::from_f32).collect();
+            let grads: Vec<_> = (0..3).map(|_| random.normals(n)).collect();
+            let rule = MuonRule {
+                weight_decay: 0.7,
+                weight_decay_mode: WeightDecayMode::L2,
+                orthogonalizer: Orthogonalizer::Frobenius,
+                ..MuonRule::default()
+            };
+            let spec = ParamSpec::new("w", shape).dtype(param).layout(layout).split(split.clone());
+            let (mut muon, id) = single(MuonConfig::default(), rule.clone(), spec, 2);
+            let (mut narrow, mut wide) = (start.clone(), Vec::new());
+            wide.extend(start.iter().map(|x| x.to_f32()));
+            let begin: Vec<f32> = wide.clone();
+            let options = StepOptions { inverse_loss_scale: 0.25, ..StepOptions::default() };
+            for grad in &grads {
+                let tensor = match param {
+                    Dtype::Bf16 => StepTensor::new(id, &mut narrow, grad),
+                    _ => StepTensor::new(id, &mut wide, grad),
+                };
+                muon.step(&options, &mut [tensor]).unwrap();
+            }
+            if param == Dtype::Bf16 {
+                let HostBuffer::F32(master) = &muon.export_state(id).unwrap().buffers[1].1 else {
+                    panic!("a master copy")
+                };
+                wide.clone_from(master);
+            }
+            let plan = muon.plan().unwrap();
+            for block in plan.buckets().iter().flat_map(|b| &b.matrices).map(|m| m.block) {
+                let gather = |x: &[f32]| -> Vec<f32> {
+                    (0..block.shape.rows).flat_map(|i| x[block.row(i)].to_vec()).collect()
+                };
+                let grads: Vec<_> = grads.iter().map(|g| gather(g)).collect();
+                let grads: Vec<Vec<f32>> =
+                    grads.iter().map(|g| g.iter().map(|x| x * 0.25).collect()).collect();
+                let (rows, cols) = (block.shape.rows, block.shape.cols);
+                let expected = oracle(&rule, layout, rows, cols, &gather(&begin), &grads);
+                let error = update_error(&gather(&wide), &expected, &gather(&begin));
+                // A handful of f32 roundings a step, of parameters that are hundreds of updates large.
+                assert!(error < 1e-4, "{shape:?} {layout:?} {split:?} {param}: {error:e}");
+            }
+        }
     }
 }
 

@@ -41,6 +41,39 @@ impl Element for f16 {
     }
 }
 
+/// What L2 decay adds to the gradients of a range.
+pub(super) trait Decay: Copy + Send + Sync {
+    /// For the range that starts so many elements later.
+    fn skip(self, elements: usize) -> Self;
+    /// What momentum takes up, from the scaled gradient of the element at `index` of the range.
+    fn gradient(self, g: f32, index: usize) -> f32;
+}
+
+/// Nothing: every other mode.
+impl Decay for () {
+    #[inline(always)]
+    fn skip(self, _: usize) -> Self {}
+    #[inline(always)]
+    fn gradient(self, g: f32, _: usize) -> f32 {
+        g
+    }
+}
+
+/// That multiple of these parameters.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct L2<'a, P>(pub f32, pub &'a [P]);
+
+impl<P: Element> Decay for L2<'_, P> {
+    #[inline(always)]
+    fn skip(self, elements: usize) -> Self {
+        Self(self.0, &self.1[elements..])
+    }
+    #[inline(always)]
+    fn gradient(self, g: f32, index: usize) -> f32 {
+        g + self.0 * self.1[index].to_f32()
+    }
+}
+
 /// The new momentum for one element, as it will be stored.
 #[inline(always)]
 fn blend<M: Element>(g: f32, m: M, s: &MuonScalars) -> M {
@@ -70,14 +103,16 @@ fn direction<M: Element>(g: f32, m: M, s: &MuonScalars) -> f32 {
 pub(super) fn write_direction<G: Element, M: Element>(
     grad: &[G],
     momentum: &[M],
+    decay: impl Decay,
     x: &mut [f32],
     grad_scale: f32,
     s: &MuonScalars,
 ) -> f64 {
     let mut sums = [0.0f64; 8];
-    for ((g, m), x) in grad.chunks(8).zip(momentum.chunks(8)).zip(x.chunks_mut(8)) {
-        for (((g, m), x), sum) in g.iter().zip(m).zip(x).zip(&mut sums) {
-            let d = direction(g.to_f32() * grad_scale, *m, s);
+    for (k, ((g, m), x)) in grad.chunks(8).zip(momentum.chunks(8)).zip(x.chunks_mut(8)).enumerate()
+    {
+        for (i, (((g, m), x), sum)) in g.iter().zip(m).zip(x).zip(&mut sums).enumerate() {
+            let d = direction(decay.gradient(g.to_f32() * grad_scale, 8 * k + i), *m, s);
             *sum += f64::from(d) * f64::from(d);
             *x = d;
         }
@@ -89,11 +124,12 @@ pub(super) fn write_direction<G: Element, M: Element>(
 pub(super) fn commit_momentum<G: Element, M: Element>(
     grad: &[G],
     momentum: &mut [M],
+    decay: impl Decay,
     grad_scale: f32,
     s: &MuonScalars,
 ) {
-    for (g, m) in grad.iter().zip(momentum) {
-        *m = blend(g.to_f32() * grad_scale, *m, s);
+    for (i, (g, m)) in grad.iter().zip(momentum).enumerate() {
+        *m = blend(decay.gradient(g.to_f32() * grad_scale, i), *m, s);
     }
 }
 
@@ -126,6 +162,13 @@ pub(super) fn update_master(
     for ((p, w), u) in param.iter_mut().zip(master).zip(update) {
         *w = updated(*w, *u, s);
         *p = bf16::from_f32(*w);
+    }
+}
+
+/// Pass B on a bf16 parameter, rounded to nearest.
+pub(super) fn update_nearest(param: &mut [bf16], update: &[f32], s: &MuonScalars) {
+    for (p, u) in param.iter_mut().zip(update) {
+        *p = bf16::from_f32(updated(p.to_f32(), *u, s));
     }
 }
 
@@ -230,6 +273,7 @@ pub(super) enum AdamWParam<'a> {
     F32(&'a mut [f32]),
     Master(&'a mut [bf16], &'a mut [f32]),
     Stochastic(&'a mut [bf16], StochasticBits),
+    Nearest(&'a mut [bf16]),
 }
 
 /// AdamW on one tensor.
@@ -258,6 +302,11 @@ pub(super) fn adamw<G: Element>(
         AdamWParam::Stochastic(param, random) => {
             for (i, (p, (g, (m, v)))) in param.iter_mut().zip(elements).enumerate() {
                 *p = random.round(adamw_element(p.to_f32(), g, m, v, s), i);
+            }
+        }
+        AdamWParam::Nearest(param) => {
+            for (p, (g, (m, v))) in param.iter_mut().zip(elements) {
+                *p = bf16::from_f32(adamw_element(p.to_f32(), g, m, v, s));
             }
         }
     }

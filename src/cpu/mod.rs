@@ -32,7 +32,7 @@ use execute::MatrixBuffers;
 #[cfg(feature = "cuda")]
 pub(crate) use execute::polar_factor_svd;
 #[cfg(feature = "cuda")]
-pub(crate) use passes::direction_of;
+pub(crate) use passes::{Weights, direction_of};
 
 /// The CPU device.
 ///
@@ -123,6 +123,13 @@ pub struct CpuState {
     updated: bool,
 }
 
+impl CpuState {
+    /// The master copy, once it was made.
+    fn ready_master(&self) -> Option<&Vec<f32>> {
+        self.master.as_ref().filter(|_| self.master_ready)
+    }
+}
+
 #[derive(Debug)]
 enum StateBuffers {
     Momentum(HostBuffer),
@@ -195,7 +202,7 @@ impl Device for Cpu {
                 ("exp_avg_sq", HostBuffer::F32(exp_avg_sq.clone())),
             ],
         };
-        if let Some(master) = state.master.as_ref().filter(|_| state.master_ready) {
+        if let Some(master) = state.ready_master() {
             buffers.push(("master", HostBuffer::F32(master.clone())));
         }
         Ok(StateData { buffers, counters: state.counters.clone() })
@@ -359,8 +366,10 @@ impl Device for Cpu {
     ) -> Result<f64> {
         let StateBuffers::Momentum(momentum) = &states[job.param].buffers else { return Ok(0.0) };
         let Some(grad) = tensors[job.tensor].grad else { return Ok(0.0) };
-        let sum =
-            passes::direction_of(&job.block, &job.scalars, grad, momentum, self.grad_scale, out);
+        let (block, s) = (&job.block, &job.scalars);
+        let weights =
+            passes::Weights::new(s, states[job.param].ready_master(), &tensors[job.tensor].param);
+        let sum = passes::direction_of(block, s, grad, momentum, weights, self.grad_scale, out);
         Ok(sum.sqrt())
     }
 

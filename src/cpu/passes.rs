@@ -1,12 +1,13 @@
 //! Passes A and B and AdamW over matrices and tensors: which ranges, in which order, on which threads.
 
+use half::bf16;
 use rayon::iter::{
     IndexedParallelIterator, IntoParallelRefIterator, IntoParallelRefMutIterator, ParallelIterator,
 };
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::elementwise::{
-    self, AdamWParam, AdamWScalars, Element, InverseNorm, StochasticBits, narrow,
+    self, AdamWParam, AdamWScalars, Decay, Element, InverseNorm, L2, StochasticBits, narrow,
 };
 use super::{Cpu, CpuGrad, CpuParamMut, CpuState, Slot, StateBuffers, execute};
 use crate::config::Bf16Params;
@@ -39,6 +40,59 @@ pub(super) fn for_each<A: Sync, B: Send>(
     }
 }
 
+/// The parameters that L2 decay adds to a gradient; nothing with the other modes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Weights<'a> {
+    None,
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Weights<'a> {
+    pub(super) fn new(
+        s: &MuonScalars,
+        master: Option<&'a Vec<f32>>,
+        param: &'a CpuParamMut<'_>,
+    ) -> Self {
+        match (param, master) {
+            _ if s.l2 == 0.0 => Self::None,
+            (_, Some(master)) => Self::F32(master),
+            (CpuParamMut::F32(p), None) => Self::F32(p),
+            (CpuParamMut::Bf16(p), None) => Self::Bf16(p),
+        }
+    }
+}
+
+/// Runs an expression on the buffers of a matrix by their element types, with what L2 decay adds.
+macro_rules! by_type {
+    (@decay $weights:expr, $factor:expr, $decay:ident, $run:expr) => {
+        match $weights {
+            Weights::None => {
+                let $decay = ();
+                $run
+            }
+            Weights::F32(w) => {
+                let $decay = L2($factor, w);
+                $run
+            }
+            Weights::Bf16(w) => {
+                let $decay = L2($factor, w);
+                $run
+            }
+        }
+    };
+    ($grad:expr, $momentum:expr, $weights:expr, $factor:expr, |$g:ident, $m:ident, $decay:ident| $run:expr) => {
+        match ($grad, $momentum) {
+            (CpuGrad::F32($g), HostBuffer::F32($m)) => by_type!(@decay $weights, $factor, $decay, $run),
+            (CpuGrad::F32($g), HostBuffer::Bf16($m)) => by_type!(@decay $weights, $factor, $decay, $run),
+            (CpuGrad::Bf16($g), HostBuffer::F32($m)) => by_type!(@decay $weights, $factor, $decay, $run),
+            (CpuGrad::Bf16($g), HostBuffer::Bf16($m)) => by_type!(@decay $weights, $factor, $decay, $run),
+            (CpuGrad::F16($g), HostBuffer::F32($m)) => by_type!(@decay $weights, $factor, $decay, $run),
+            (CpuGrad::F16($g), HostBuffer::Bf16($m)) => by_type!(@decay $weights, $factor, $decay, $run),
+        }
+    };
+}
+
 /// Direction into the slot's iterate, sum of squares, normalisation.
 #[expect(clippy::too_many_arguments, reason = "one matrix of a step, called from one place")]
 pub(super) fn pass_a(
@@ -53,15 +107,10 @@ pub(super) fn pass_a(
 ) {
     let StateBuffers::Momentum(momentum) = &states[job.param].buffers else { return };
     let Some(grad) = &tensors[job.tensor].grad else { return };
+    let s = &job.scalars;
+    let weights = Weights::new(s, states[job.param].ready_master(), &tensors[job.tensor].param);
     let input = PassA { job, grad_scale, parallel };
-    match (grad, momentum) {
-        (CpuGrad::F32(g), HostBuffer::F32(m)) => input.run(g, m, slot),
-        (CpuGrad::F32(g), HostBuffer::Bf16(m)) => input.run(g, m, slot),
-        (CpuGrad::Bf16(g), HostBuffer::F32(m)) => input.run(g, m, slot),
-        (CpuGrad::Bf16(g), HostBuffer::Bf16(m)) => input.run(g, m, slot),
-        (CpuGrad::F16(g), HostBuffer::F32(m)) => input.run(g, m, slot),
-        (CpuGrad::F16(g), HostBuffer::Bf16(m)) => input.run(g, m, slot),
-    }
+    by_type!(grad, momentum, weights, s.l2, |g, m, decay| input.run(g, m, decay, slot));
     if !slot.sum_of_squares.is_finite() {
         // The batch goes on with a zero matrix in its place; pass B skips it.
         slot.buffers.x[0].fill(0.0);
@@ -83,26 +132,20 @@ pub(super) fn pass_a(
 }
 
 /// The direction of one matrix alone, as pass A makes it; returns the sum of its squares. `block` is where the matrix
-/// lies in gradient and momentum.
+/// lies in gradient, momentum and weights.
 pub(crate) fn direction_of(
     block: &Block,
     scalars: &MuonScalars,
     grad: CpuGrad<'_>,
     momentum: &HostBuffer,
+    weights: Weights<'_>,
     grad_scale: f32,
     out: &mut Vec<f32>,
 ) -> f64 {
     out.clear();
     out.resize(block.shape.len(), 0.0);
     let input = Direction { block, scalars, grad_scale };
-    match (grad, momentum) {
-        (CpuGrad::F32(g), HostBuffer::F32(m)) => input.rows(g, m, out),
-        (CpuGrad::F32(g), HostBuffer::Bf16(m)) => input.rows(g, m, out),
-        (CpuGrad::Bf16(g), HostBuffer::F32(m)) => input.rows(g, m, out),
-        (CpuGrad::Bf16(g), HostBuffer::Bf16(m)) => input.rows(g, m, out),
-        (CpuGrad::F16(g), HostBuffer::F32(m)) => input.rows(g, m, out),
-        (CpuGrad::F16(g), HostBuffer::Bf16(m)) => input.rows(g, m, out),
-    }
+    by_type!(grad, momentum, weights, scalars.l2, |g, m, decay| input.rows(g, m, decay, out))
 }
 
 struct Direction<'a> {
@@ -112,12 +155,19 @@ struct Direction<'a> {
 }
 
 impl Direction<'_> {
-    fn rows<G: Element, M: Element>(&self, grad: &[G], momentum: &[M], out: &mut [f32]) -> f64 {
+    fn rows<G: Element, M: Element>(
+        &self,
+        grad: &[G],
+        momentum: &[M],
+        decay: impl Decay,
+        out: &mut [f32],
+    ) -> f64 {
         let rows = out.chunks_mut(self.block.shape.cols).enumerate();
         rows.map(|(i, x)| {
             let row = self.block.row(i);
+            let decay = decay.skip(row.start);
             let (grad, momentum) = (&grad[row.clone()], &momentum[row]);
-            elementwise::write_direction(grad, momentum, x, self.grad_scale, self.scalars)
+            elementwise::write_direction(grad, momentum, decay, x, self.grad_scale, self.scalars)
         })
         .sum()
     }
@@ -130,10 +180,18 @@ struct PassA<'a> {
 }
 
 impl PassA<'_> {
-    fn run<G: Element, M: Element>(&self, grad: &[G], momentum: &[M], slot: &mut Slot) {
+    fn run<G: Element, M: Element>(
+        &self,
+        grad: &[G],
+        momentum: &[M],
+        decay: impl Decay,
+        slot: &mut Slot,
+    ) {
         let block = &self.job.block;
-        let write = |g: &[G], m: &[M], x: &mut [f32]| {
-            elementwise::write_direction(g, m, x, self.grad_scale, &self.job.scalars)
+        // `start` is that of the range in the parameter.
+        let write = |g: &[G], m: &[M], start: usize, x: &mut [f32]| {
+            let decay = decay.skip(start);
+            elementwise::write_direction(g, m, decay, x, self.grad_scale, &self.job.scalars)
         };
         let x = &mut slot.buffers.x[0];
         slot.partials.clear();
@@ -146,11 +204,14 @@ impl PassA<'_> {
                     .zip(momentum.par_chunks(RANGE))
                     .zip(x.par_chunks_mut(RANGE))
                     .zip(&mut slot.partials)
-                    .for_each(|(((g, m), x), sum)| *sum = write(g, m, x));
+                    .enumerate()
+                    .for_each(|(i, (((g, m), x), sum))| {
+                        *sum = write(g, m, block.offset + i * RANGE, x);
+                    });
             } else {
                 let parts = grad.chunks(RANGE).zip(momentum.chunks(RANGE)).zip(x.chunks_mut(RANGE));
-                for (((g, m), x), sum) in parts.zip(&mut slot.partials) {
-                    *sum = write(g, m, x);
+                for (i, (((g, m), x), sum)) in parts.zip(&mut slot.partials).enumerate() {
+                    *sum = write(g, m, block.offset + i * RANGE, x);
                 }
             }
             slot.sum_of_squares = slot.partials.iter().sum();
@@ -158,7 +219,10 @@ impl PassA<'_> {
             slot.sum_of_squares = x
                 .chunks_mut(block.shape.cols)
                 .enumerate()
-                .map(|(i, x)| write(&grad[block.row(i)], &momentum[block.row(i)], x))
+                .map(|(i, x)| {
+                    let row = block.row(i);
+                    write(&grad[row.clone()], &momentum[row.clone()], row.start, x)
+                })
                 .sum();
         }
     }
@@ -236,16 +300,11 @@ pub(super) fn pass_b(
         return;
     };
     state.updated = true;
-    let commit = Commit { job, grad_scale, parallel };
-    match (grad, momentum) {
-        (CpuGrad::F32(g), HostBuffer::F32(m)) => commit.momentum(g, m),
-        (CpuGrad::F32(g), HostBuffer::Bf16(m)) => commit.momentum(g, m),
-        (CpuGrad::Bf16(g), HostBuffer::F32(m)) => commit.momentum(g, m),
-        (CpuGrad::Bf16(g), HostBuffer::Bf16(m)) => commit.momentum(g, m),
-        (CpuGrad::F16(g), HostBuffer::F32(m)) => commit.momentum(g, m),
-        (CpuGrad::F16(g), HostBuffer::Bf16(m)) => commit.momentum(g, m),
-    }
     let s = &job.scalars;
+    let master = state.master.as_ref().filter(|_| state.master_ready);
+    let weights = Weights::new(s, master, &tensor.param);
+    let commit = Commit { job, grad_scale, parallel };
+    by_type!(grad, momentum, weights, s.l2, |g, m, decay| commit.momentum(g, m, decay));
     match (&mut tensor.param, state.spec.bf16_params) {
         (CpuParamMut::F32(p), _) => {
             commit.rows(p, update, |p, u, _| elementwise::update_f32(p, u, s));
@@ -256,6 +315,9 @@ pub(super) fn pass_b(
                 let row = job.block.row(i);
                 elementwise::update_master(&mut p[row.clone()], &mut master[row], u, s);
             }
+        }
+        (CpuParamMut::Bf16(p), Bf16Params::Nearest) => {
+            commit.rows(p, update, |p, u, _| elementwise::update_nearest(p, u, s));
         }
         (CpuParamMut::Bf16(p), Bf16Params::Stochastic { seed }) => {
             let random = StochasticBits::new(seed, state.spec.salt, state.counters.steps);
@@ -283,23 +345,25 @@ struct Commit<'a> {
 }
 
 impl Commit<'_> {
-    fn momentum<G: Element, M: Element>(&self, grad: &[G], momentum: &mut [M]) {
+    fn momentum<G: Element, M: Element>(&self, grad: &[G], momentum: &mut [M], decay: impl Decay) {
         let block = &self.job.block;
-        let commit = |g: &[G], m: &mut [M]| {
-            elementwise::commit_momentum(g, m, self.grad_scale, &self.job.scalars);
+        let commit = |g: &[G], m: &mut [M], start: usize| {
+            let decay = decay.skip(start);
+            elementwise::commit_momentum(g, m, decay, self.grad_scale, &self.job.scalars);
         };
         if !block.is_contiguous() {
             for i in 0..block.shape.rows {
-                commit(&grad[block.row(i)], &mut momentum[block.row(i)]);
+                let row = block.row(i);
+                commit(&grad[row.clone()], &mut momentum[row.clone()], row.start);
             }
             return;
         }
         let (grad, momentum) = (&grad[contiguous(block)], &mut momentum[contiguous(block)]);
         if self.parallel && grad.len() > RANGE {
             let parts = grad.par_chunks(RANGE).zip(momentum.par_chunks_mut(RANGE));
-            parts.for_each(|(g, m)| commit(g, m));
+            parts.enumerate().for_each(|(i, (g, m))| commit(g, m, block.offset + i * RANGE));
         } else {
-            commit(grad, momentum);
+            commit(grad, momentum, block.offset);
         }
     }
 
@@ -356,6 +420,7 @@ pub(super) fn adamw(
         (CpuParamMut::Bf16(p), Bf16Params::Stochastic { seed }) => {
             AdamWParam::Stochastic(p, random(seed))
         }
+        (CpuParamMut::Bf16(p), Bf16Params::Nearest) => AdamWParam::Nearest(p),
     };
     state.counters.steps += 1;
     let t = i32::try_from(state.counters.steps).unwrap_or(i32::MAX);

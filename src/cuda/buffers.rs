@@ -106,6 +106,17 @@ impl CudaParamMut<'_> {
         }
     }
 
+    /// As [`CudaParamMut::fence`], to read.
+    pub(super) fn fence_read<'s>(&'s self, stream: &'s CudaStream) -> Option<SyncOnDrop<'s>> {
+        match &self.view {
+            ViewMut::F32(v) => Some(v.device_ptr(stream).1),
+            ViewMut::Bf16(v) => Some(v.device_ptr(stream).1),
+            #[cfg(feature = "cust")]
+            ViewMut::Cust(_) => None,
+            ViewMut::Raw(_) => None,
+        }
+    }
+
     /// Makes the stream wait for earlier users of the memory; the guard tells later ones when it is dropped.
     pub(super) fn fence<'s>(&'s mut self, stream: &'s CudaStream) -> Option<SyncOnDrop<'s>> {
         match &mut self.view {

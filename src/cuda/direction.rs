@@ -1,4 +1,4 @@
-//! The direction of one matrix on the host: gradient and momentum are copied there and blended as the CPU device does,
+//! The direction of one matrix on the host: gradient and momentum (with L2 decay the parameter too) are copied there and blended as the CPU device does,
 //! whose bits pass A has.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::Cuda;
 use super::state::CudaState;
 use super::status::driver_error;
-use crate::cpu::{CpuGrad, direction_of};
+use crate::cpu::{CpuGrad, Weights, direction_of};
 use crate::device::{HostBuffer, MatrixJob, StepTensor};
 use crate::error::Result;
 use crate::precision::Dtype;
@@ -45,10 +45,30 @@ pub(super) fn direction(
         Dtype::Bf16 => HostBuffer::Bf16(read(stream, momentum_at, len, "momentum")?),
         _ => HostBuffer::F32(read(stream, momentum_at, len, "momentum")?),
     };
+    // The weights that L2 decay adds: the master copy once it is there, as in pass A.
+    let (param, decays) = (tensor.param.info(), job.scalars.l2 != 0.0);
+    let (master, none) = (state.master() != 0 && !state.lacks_master(), Weights::None);
+    let (wide, narrow): (Vec<f32>, Vec<bf16>);
+    let weights = match param.dtype {
+        _ if !decays => none,
+        _ if master => {
+            wide = read(stream, at(state.master(), Dtype::F32), len, "a master copy")?;
+            Weights::F32(&wide)
+        }
+        Dtype::Bf16 => {
+            narrow = read(stream, at(param.address as u64, param.dtype), len, "a parameter")?;
+            Weights::Bf16(&narrow)
+        }
+        _ => {
+            wide = read(stream, at(param.address as u64, param.dtype), len, "a parameter")?;
+            Weights::F32(&wide)
+        }
+    };
     let block = Block { offset: 0, ..*block };
     let scale = scale.first().copied().unwrap_or(0.0);
-    let mut run =
-        |grad: CpuGrad<'_>| direction_of(&block, &job.scalars, grad, &momentum, scale, out);
+    let mut run = |grad: CpuGrad<'_>| {
+        direction_of(&block, &job.scalars, grad, &momentum, weights, scale, out)
+    };
     let grad_at = at(grad.address as u64, grad.dtype);
     let sum = match grad.dtype {
         Dtype::F32 => run(CpuGrad::F32(&read::<f32>(stream, grad_at, len, "a gradient")?)),

@@ -40,6 +40,18 @@ impl<'s> Fences<'s> {
         Ok(())
     }
 
+    /// A parameter that is only read.
+    ///
+    /// # Errors
+    /// As [`Fences::read`].
+    pub(super) fn read_param(&mut self, param: &'s CudaParamMut<'_>) -> Result<()> {
+        self.meet(param.stream())?;
+        if self.manages() {
+            self.events.extend(param.fence_read(self.stream));
+        }
+        Ok(())
+    }
+
     /// A parameter that is written.
     ///
     /// # Errors

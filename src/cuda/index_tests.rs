@@ -158,7 +158,8 @@ fn passes_on(device: &Device, tile: usize, strided: bool, stochastic: bool) -> V
     };
     let matrices = device.put(&[matrix]);
     let tile_matrix = device.put(&[0u32]);
-    let scalars = device.put(&[Scalars { momentum: 0.95, gain: 0.05, keep: 0.9, step: 0.3 }]);
+    let scalars =
+        device.put(&[Scalars { momentum: 0.95, gain: 0.05, keep: 0.9, step: 0.3, l2: 0.0 }]);
     let norms = device.put(&[Norm { power: 0.5, factor: 1.25, finite: 1, reserved: 0 }]);
     let grad_scale = device.put(&[0.75f32]);
     let (sums, checks) = (device.put(&[0f64]), device.put(&[1f64]));
@@ -378,6 +379,7 @@ fn tables_of_matrices_past_two_to_the_31_elements_hold_their_addresses() {
         one_minus_momentum: 0.1,
         keep: 1.0,
         step: 0.1,
+        l2: 0.0,
         momentum_mode: MomentumMode::Ema,
         nesterov: Nesterov::On,
         weight_decay_mode: WeightDecayMode::Decoupled,

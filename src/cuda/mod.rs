@@ -196,6 +196,20 @@ impl Cuda {
         self.note(result)
     }
 
+    /// What pass A reads: the gradients and, where L2 decay adds them, the parameters.
+    fn fence_pass_a<'s>(
+        &self,
+        stream: &'s Arc<CudaStream>,
+        jobs: &[MatrixJob],
+        tensors: &'s [StepTensor<'_, Self>],
+    ) -> Result<Fences<'s>> {
+        let mut fences = self.fence_grads(stream, tensors)?;
+        jobs.iter()
+            .filter(|job| job.scalars.l2 != 0.0)
+            .try_for_each(|job| fences.read_param(&tensors[job.tensor].param))?;
+        Ok(fences)
+    }
+
     fn fence_grads<'s>(
         &self,
         stream: &'s Arc<CudaStream>,
@@ -355,7 +369,7 @@ impl Device for Cuda {
     ) -> Result<()> {
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
-            let _fences = d.fence_grads(&stream, tensors)?;
+            let _fences = d.fence_pass_a(&stream, jobs, tensors)?;
             let (scale, chunk) = (d.grad_scale.address(), d.chunk);
             d.chunk += 1;
             passes::pass_a(&d.launcher, scale, plan, jobs, tensors, states, workspace, chunk)
@@ -371,7 +385,7 @@ impl Device for Cuda {
     ) -> Result<f64> {
         self.run(|d| {
             let stream = Arc::clone(&d.launcher.stream);
-            let _fences = d.fence_grads(&stream, tensors)?;
+            let _fences = d.fence_pass_a(&stream, std::slice::from_ref(job), tensors)?;
             direction::direction(&stream, d.grad_scale.address(), job, tensors, states, out)
         })
     }

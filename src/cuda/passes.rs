@@ -84,6 +84,11 @@ pub(super) fn pass_a(
                 | flag(s.nesterov == Nesterov::On, table::NESTEROV)
                 | flag(s.weight_decay_mode == WeightDecayMode::Cautious, table::CAUTIOUS)
                 | flag(bucket.commit == Commit::AfterCheck, table::CHECKED)
+                | flag(s.l2 != 0.0, table::L2)
+                | flag(
+                    s.l2 != 0.0 && state.master() != 0 && !state.lacks_master(),
+                    table::L2_MASTER,
+                )
                 | normalize
                 | stochastic,
             matrix: count("matrices of a parameter", job.matrix)?,
@@ -98,6 +103,7 @@ pub(super) fn pass_a(
             },
             keep: s.keep,
             step: s.step,
+            l2: s.l2,
         });
     }
     upload(tables, launcher, &matrices, &tiles, &scalars)?;

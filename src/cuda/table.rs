@@ -23,6 +23,10 @@ pub(super) const NORMALIZE: u32 = 1 << 10;
 pub(super) const STOCHASTIC: u32 = 1 << 11;
 /// The update is looked at before anything is committed.
 pub(super) const CHECKED: u32 = 1 << 12;
+/// The parameter is added to the gradient.
+pub(super) const L2: u32 = 1 << 13;
+/// ... or its master copy, once it was made.
+pub(super) const L2_MASTER: u32 = 1 << 14;
 
 /// An element type's number.
 pub(super) fn dtype_code(dtype: Dtype) -> u32 {
@@ -81,6 +85,7 @@ pub(super) struct Scalars {
     pub(super) gain: f32,
     pub(super) keep: f32,
     pub(super) step: f32,
+    pub(super) l2: f32,
 }
 
 /// What a matrix is multiplied with, and whether it takes part.
@@ -163,7 +168,7 @@ mod tests {
     fn sizes_and_offsets_are_those_of_the_kernels() {
         // Sums of the fields' sizes: no padding. The order is checked by every test that runs a kernel.
         assert_eq!(size_of::<Matrix>(), 14 * 8 + 6 * 4);
-        assert_eq!(size_of::<Scalars>(), 4 * 4);
+        assert_eq!(size_of::<Scalars>(), 5 * 4);
         assert_eq!(size_of::<Norm>(), 4 * 4);
         assert_eq!(size_of::<Span>(), 2 * 8 + 4 * 4);
         assert_eq!(size_of::<Tensor>(), 8 * 8 + 4 * 4);

@@ -408,7 +408,12 @@ fn muon_scalars(rule: &MuonRule, spec: &ParamSpec, block: &Block, lr_factor: f64
         keep: narrow(match rule.weight_decay_mode {
             WeightDecayMode::Independent => 1.0 - rule.weight_decay,
             WeightDecayMode::Decoupled | WeightDecayMode::Cautious => 1.0 - lr * rule.weight_decay,
+            WeightDecayMode::L2 => 1.0,
         }),
+        l2: match rule.weight_decay_mode {
+            WeightDecayMode::L2 => narrow(rule.weight_decay),
+            _ => 0.0,
+        },
         step: narrow(lr * scale),
         momentum_mode: rule.momentum_mode,
         nesterov: rule.nesterov,

@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 use half::{bf16, f16};
 use muon_cuda::spectrum::SpectrumRecord;
 use muon_cuda::{
-    Cpu, Dtype, Muon, MuonConfig, MuonRule, Nesterov, ParamSpec, Split, StepOptions, StepTensor,
+    Cpu, Dtype, Muon, MuonConfig, MuonRule, Nesterov, Orthogonalizer, ParamSpec, Split,
+    StepOptions, StepTensor, WeightDecayMode,
 };
 
 use crate::device::{Offset, muon, stream, with_device};
@@ -89,6 +90,25 @@ fn directions_on_the_host_are_those_of_the_cpu_device() {
                     assert_eq!(cpu, gpu, "{grads} {momentum_dtype} {nesterov:?}");
                 }
             }
+        }
+        // With L2 decay the parameter is part of it; without products it has the same bits on both devices.
+        for grads in [Dtype::F32, Dtype::Bf16] {
+            let rule = MuonRule {
+                weight_decay: 0.5,
+                weight_decay_mode: WeightDecayMode::L2,
+                orthogonalizer: Orthogonalizer::Identity,
+                ..MuonRule::default()
+            };
+            let config = MuonConfig::default();
+            let plain = both(
+                &config,
+                &MuonRule { weight_decay: 0.0, ..rule.clone() },
+                &StepOptions::default(),
+                grads,
+            );
+            let [cpu, gpu] = both(&config, &rule, &StepOptions::default(), grads);
+            assert_eq!(cpu, gpu, "L2 {grads}");
+            assert_ne!(cpu, plain[0], "L2 {grads}");
         }
         // The factor of clipping is made on the device, from sums of squares in another order.
         let options = StepOptions { clip_norm: Some(0.5), ..StepOptions::default() };

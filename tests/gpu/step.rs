@@ -129,6 +129,7 @@ fn elementwise_cases() -> Vec<Case> {
             (Dtype::F32, Bf16Params::Master),
             (Dtype::Bf16, Bf16Params::Master),
             (Dtype::Bf16, Bf16Params::Stochastic { seed: 7 }),
+            (Dtype::Bf16, Bf16Params::Nearest),
         ] {
             for grad in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
                 for momentum_dtype in [Dtype::F32, Dtype::Bf16] {
@@ -137,6 +138,8 @@ fn elementwise_cases() -> Vec<Case> {
                         (MomentumMode::Sum, Nesterov::On, WeightDecayMode::Cautious),
                         (MomentumMode::Ema, Nesterov::Off, WeightDecayMode::Cautious),
                         (MomentumMode::Sum, Nesterov::Off, WeightDecayMode::Independent),
+                        (MomentumMode::Ema, Nesterov::On, WeightDecayMode::L2),
+                        (MomentumMode::Sum, Nesterov::Off, WeightDecayMode::L2),
                     ] {
                         cases.push(Case {
                             param,
@@ -235,6 +238,7 @@ fn adamw_produces_the_bits_of_the_cpu_device() {
             (Dtype::F32, Bf16Params::Master),
             (Dtype::Bf16, Bf16Params::Master),
             (Dtype::Bf16, Bf16Params::Stochastic { seed: 3 }),
+            (Dtype::Bf16, Bf16Params::Nearest),
         ]
         .into_iter()
         .enumerate()
