@@ -195,6 +195,34 @@ pub enum NonFinite {
     Error,
 }
 
+/// What an optimizer, or a group under the Muon rule, says to having nothing that it could orthogonalize.
+///
+/// # Example
+/// ```
+/// use muon_cuda::{
+///     AdamWRule, Cpu, Muon, MuonConfig, ParamSpec, StepOptions, StepTensor, WithoutMuon,
+/// };
+///
+/// let step = |without_muon| {
+///     let mut muon = Muon::new(Cpu::new()?, MuonConfig { without_muon, ..MuonConfig::default() })?;
+///     let rest = muon.add_group("rest", AdamWRule::default())?;
+///     let b = muon.add_param(rest, ParamSpec::new("embedding", &[3]))?;
+///     let (mut bias, grad) = (vec![0.0f32; 3], vec![1.0f32; 3]);
+///     muon.step(&StepOptions::default(), &mut [StepTensor::new(b, &mut bias, &grad)])
+/// };
+/// assert!(step(WithoutMuon::Refuse).unwrap_err().to_string().contains("no parameter is under the Muon rule"));
+/// assert_eq!(step(WithoutMuon::Allow)?.adamw, 1);
+/// # Ok::<(), muon_cuda::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WithoutMuon {
+    /// It is an error: most often a name or a shape did not match (default).
+    #[default]
+    Refuse,
+    /// It steps what it has: a stage of a pipeline, a device that holds embeddings alone, a group that is empty for now.
+    Allow,
+}
+
 /// How bf16 parameters absorb an update smaller than their spacing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Bf16Params {
@@ -230,6 +258,8 @@ pub struct MuonConfig {
     pub bf16_params: Bf16Params,
     /// Default skip.
     pub non_finite: NonFinite,
+    /// Default refuse.
+    pub without_muon: WithoutMuon,
     /// How CUDA forms symmetric products. Default by a model of their time; in full it takes the fewest launches.
     pub symmetric_products: SymmetricProducts,
     /// Bytes of workspace a step may hold; buckets are processed in chunks that fit. At least one matrix of
@@ -244,6 +274,7 @@ impl Default for MuonConfig {
             momentum_dtype: Dtype::F32,
             bf16_params: Bf16Params::default(),
             non_finite: NonFinite::default(),
+            without_muon: WithoutMuon::default(),
             symmetric_products: SymmetricProducts::default(),
             workspace_limit: 1 << 30,
         }
@@ -284,13 +315,6 @@ impl Rule {
         match self {
             Self::Muon(r) => r.lr,
             Self::AdamW(r) => r.lr,
-        }
-    }
-
-    pub(crate) fn set_lr(&mut self, lr: f64) {
-        match self {
-            Self::Muon(r) => r.lr = lr,
-            Self::AdamW(r) => r.lr = lr,
         }
     }
 
@@ -337,6 +361,19 @@ impl Rule {
                 )?;
                 decay(r.weight_decay)
             }
+        }
+    }
+
+    /// Whether a plan made for one rule is that of the other: they differ in scalars alone, which every step reads anew.
+    pub(crate) fn plans_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Muon(a), Self::Muon(b)) => {
+                a.orthogonalizer == b.orthogonalizer
+                    && a.method == b.method
+                    && a.norm_floor.to_bits() == b.norm_floor.to_bits()
+            }
+            (Self::AdamW(_), Self::AdamW(_)) => true,
+            _ => false,
         }
     }
 

@@ -17,7 +17,8 @@
 //! | predict the error of a schedule under rounding | [`mod@prediction`] |
 //! | record and read singular values | [`mod@spectrum`] |
 //! | orthogonalize one matrix | [`orthogonalize()`] |
-//! | stop and resume | [`Muon::checkpoint`], [`Checkpoint`] |
+//! | change rates and momentum while training, freeze, move | [`Muon::set_scalars`], [`Muon::freeze`], [`Muon::move_param`] |
+//! | stop and resume | [`Muon::checkpoint`], [`Checkpoint`], [`Muon::restore_matching`] |
 //! | check a device or a port | [`mod@reference`], [`verify`] |
 //! | know how a result is computed | [`recipe`], and NUMERICS.md in the repository |
 //!
@@ -67,7 +68,7 @@ pub mod verify;
 pub use coefficients::{CoefficientSchedule, Normalization, OddPolynomial, Tail};
 pub use config::{
     AdamWRule, Bf16Params, MethodChoice, MomentumMode, MuonConfig, MuonRule, Nesterov, NonFinite,
-    Orthogonalizer, Rule, WeightDecayMode,
+    Orthogonalizer, Rule, WeightDecayMode, WithoutMuon,
 };
 pub use cost::{CostInputs, StepCost};
 pub use cpu::{Cpu, CpuGrad, CpuParamMut, CpuState, CpuWorkspace};
@@ -81,7 +82,9 @@ pub use device::{
 };
 pub use error::{Error, Result};
 pub use learning_rate::LrSchedule;
-pub use optimizer::{FoundNonFinite, GroupId, Muon, ParamId, ParamSpec, StepOptions, StepReport};
+pub use optimizer::{
+    FoundNonFinite, GroupId, GroupScalars, Muon, ParamId, ParamSpec, StepOptions, StepReport,
+};
 pub use orthogonalize::{OrthogonalizeOptions, Orthogonalized, orthogonalize};
 pub use plan::{Bucket, Commit, Plan, PlannedMatrix, Treatment};
 pub use precision::{Dtype, Precision};
@@ -90,7 +93,7 @@ pub use routing_report::{Route, RoutingReport};
 pub use scale::UpdateScale;
 pub use shape::{Block, Layout, MatrixShape, Orientation, Split};
 pub use spectrum::Spectrum;
-pub use state::Checkpoint;
+pub use state::{Checkpoint, Mismatch, RestoreReport};
 pub use symmetric::{SymmetricProducts, SymmetricStrips};
 pub use transfer::Transfer;
 

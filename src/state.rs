@@ -1,4 +1,7 @@
-//! Checkpoints of an optimizer: every buffer by parameter name, with the modes that give it meaning.
+//! Checkpoints of an optimizer: every buffer by parameter name, with the modes that give it meaning; [`restore`] puts
+//! them back.
+
+mod restore;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +12,9 @@ use serde_json::Value;
 use crate::checkpoint::{Reader, Writer};
 use crate::device::{Counters, Device, HostBuffer, StateData};
 use crate::error::{Error, Result, ResultExt};
-use crate::optimizer::{Muon, Param};
+use crate::optimizer::Muon;
+
+pub use restore::{Mismatch, RestoreReport};
 
 /// Prefix of the optimizer's tensors in a checkpoint.
 const OPTIMIZER: &str = "optimizer/";
@@ -163,10 +168,55 @@ impl Checkpoint {
         Ok(Self { note: content.note, params: content.params, states, user })
     }
 
+    /// Gives parameters other names, such as those of a model whose layers were renamed: their state, and the caller's
+    /// tensors of the same names.
+    ///
+    /// The random bits of [`Bf16Params::Stochastic`](crate::Bf16Params::Stochastic) depend on the name: under another one they are others, as right as before.
+    ///
+    /// # Errors
+    /// Two parameters, or two tensors, would have one name. Nothing changes.
+    ///
+    /// # Example
+    /// ```
+    /// # use muon_cuda::{Cpu, Muon, MuonConfig, MuonRule, ParamSpec};
+    /// # let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+    /// # let hidden = muon.add_group("hidden", MuonRule::default())?;
+    /// # muon.add_param(hidden, ParamSpec::new("module.w", &[2, 3]))?;
+    /// let mut checkpoint = muon.checkpoint()?;        // of `module.w`
+    /// checkpoint.rename(|name| name.trim_start_matches("module.").to_owned())?;
+    /// assert_eq!(checkpoint.param_names().collect::<Vec<_>>(), ["w"]);
+    /// # Ok::<(), muon_cuda::Error>(())
+    /// ```
+    pub fn rename(&mut self, mut name: impl FnMut(&str) -> String) -> Result<()> {
+        let renamed: BTreeMap<String, String> =
+            self.params.iter().map(|p| (p.name.clone(), name(&p.name))).collect();
+        let of = |old: &str| renamed.get(old).cloned().unwrap_or_else(|| old.to_owned());
+        refuse_one_name(self.params.iter().map(|p| (p.name.clone(), of(&p.name))))?;
+        refuse_one_name(self.user.keys().map(|k| (k.clone(), of(k))))?;
+        for param in &mut self.params {
+            param.name = of(&param.name);
+        }
+        self.user = std::mem::take(&mut self.user).into_iter().map(|(k, v)| (of(&k), v)).collect();
+        Ok(())
+    }
+
     /// Names of the parameters whose state it holds.
     pub fn param_names(&self) -> impl Iterator<Item = &str> {
         self.params.iter().map(|p| p.name.as_str())
     }
+}
+
+/// Pairs of an old and a new name, whose new ones must differ.
+fn refuse_one_name(pairs: impl Iterator<Item = (String, String)>) -> Result<()> {
+    let mut old_of = BTreeMap::new();
+    for (old, new) in pairs {
+        if let Some(first) = old_of.insert(new.clone(), old.clone()) {
+            return Err(Error::checkpoint(format!(
+                "renaming gives `{first}` and `{old}` one name, `{new}`; names identify state and must differ"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn add<'a>(
@@ -222,68 +272,4 @@ impl<D: Device> Muon<D> {
         }
         Ok(Checkpoint { note: Value::Null, params, states: exported, user: BTreeMap::new() })
     }
-
-    /// Replaces the state of every parameter by the checkpoint's.
-    ///
-    /// The steps that follow are bit for bit those of a run that never stopped, on any device, where the parameters are
-    /// loaded too. Hyper-parameters are the configuration's, not the checkpoint's. A master copy that the checkpoint does
-    /// not hold is made from the parameter at its next step.
-    ///
-    /// # Errors
-    /// A parameter on one side only, another shape, dtype, rule or momentum mode, a master copy where the configuration keeps
-    /// none; the state stays as it was.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let mut states = Vec::with_capacity(checkpoint.params.len());
-        for name in checkpoint.param_names() {
-            if !self.param_names().any(|n| n == name) {
-                return Err(Error::checkpoint(format!(
-                    "the checkpoint has state for `{name}`, which is not registered; register it or remove it from \
-                     the run that wrote the checkpoint"
-                )));
-            }
-        }
-        for position in 0..self.params().len() {
-            let param = &self.params()[position];
-            let name = &param.spec.name;
-            let Some(i) = checkpoint.params.iter().position(|p| p.name == *name) else {
-                return Err(Error::checkpoint(format!(
-                    "the checkpoint has no state for `{name}`; it holds {} parameters",
-                    checkpoint.params.len()
-                )));
-            };
-            let saved = &checkpoint.params[i];
-            check(param, &self.modes(param), saved).context(|| format!("restore `{name}`"))?;
-            let (device, all, _) = self.parts();
-            let state = device
-                .import_state(&all[position].state, &checkpoint.states[i])
-                .context(|| format!("restore `{}`", saved.name))?;
-            states.push(state);
-        }
-        self.replace_states(states);
-        Ok(())
-    }
-}
-
-fn check(param: &Param, modes: &str, saved: &SavedParam) -> Result<()> {
-    if saved.shape != param.spec.shape {
-        return Err(Error::shape_mismatch(
-            "shape in the checkpoint",
-            format!("{:?}", param.spec.shape),
-            format!("{:?}", saved.shape),
-        ));
-    }
-    if saved.dtype != param.spec.dtype.to_string() {
-        return Err(Error::dtype_mismatch(
-            "parameter in the checkpoint",
-            param.spec.dtype,
-            &saved.dtype,
-        ));
-    }
-    if saved.modes != modes {
-        return Err(Error::checkpoint(format!(
-            "its state was made under other modes: expected `{modes}`, found `{}`",
-            saved.modes
-        )));
-    }
-    Ok(())
 }

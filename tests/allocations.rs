@@ -11,8 +11,8 @@
 mod support;
 
 use muon_cuda::{
-    AdamWRule, Cpu, Muon, MuonConfig, MuonRule, Orthogonalizer, ParamSpec, Precision, StepOptions,
-    StepTensor,
+    AdamWRule, Cpu, GroupScalars, Muon, MuonConfig, MuonRule, Orthogonalizer, ParamSpec, Precision,
+    StepOptions, StepTensor,
 };
 use support::{Random, degree_nine, rule};
 
@@ -69,5 +69,37 @@ fn matrix_products_allocate_the_same_every_step() {
                 counts[0]
             );
         }
+    }
+}
+
+/// Rates, decay, momentum and β that change every step keep plan and workspace.
+#[test]
+fn scalars_that_change_every_step_allocate_nothing() {
+    let rule = MuonRule { orthogonalizer: Orthogonalizer::Identity, ..MuonRule::default() };
+    let mut muon = Muon::new(Cpu::with_threads(1).unwrap(), MuonConfig::default()).unwrap();
+    let hidden = muon.add_group("hidden", rule).unwrap();
+    let rest = muon.add_group("rest", AdamWRule::default()).unwrap();
+    let a = muon.add_param(hidden, ParamSpec::new("a", &[40, 72])).unwrap();
+    let d = muon.add_param(rest, ParamSpec::new("d", &[40])).unwrap();
+    let mut random = Random::new(1);
+    let (mut pa, mut pd) = (random.normals(2880), random.normals(40));
+    let (ga, gd) = (random.normals(2880), random.normals(40));
+    for step in 0..6u32 {
+        let t = f64::from(step) / 10.0;
+        let mut tensors = [StepTensor::new(a, &mut pa, &ga), StepTensor::new(d, &mut pd, &gd)];
+        let none = GroupScalars::default();
+        let info = allocation_counter::measure(|| {
+            let scalars = GroupScalars { lr: Some(t), momentum: Some(t), ..none };
+            muon.set_scalars(hidden, scalars).unwrap();
+            let scalars = GroupScalars { weight_decay: Some(t), betas: Some((t, t)), ..none };
+            muon.set_scalars(rest, scalars).unwrap();
+            muon.set_lr(rest, t).unwrap();
+            muon.step(&StepOptions::default(), &mut tensors).unwrap();
+        });
+        assert!(
+            step == 0 || info.count_total == 0,
+            "step {step}: {} allocations",
+            info.count_total
+        );
     }
 }

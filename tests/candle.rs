@@ -15,7 +15,8 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 use muon_cuda::candle::{CandleConfig, CandleMuon, Unnamed};
 use muon_cuda::{
-    AdamWRule, Cpu, Muon, MuonConfig, ParamSpec, RoutingRule, StepOptions, StepTensor,
+    AdamWRule, Checkpoint, Cpu, HostBuffer, Muon, MuonConfig, ParamSpec, RoutingRule, StepOptions,
+    StepTensor,
 };
 use support::{Random, bits, rule};
 
@@ -147,4 +148,139 @@ fn a_failed_step_gives_the_elements_back() {
     let t = Tensor::full(f32::NAN, (6, 10), &Device::Cpu).unwrap();
     assert!(muon.backward_step(&loss(&[(&w, &t)])).is_err());
     assert_eq!(bits(&flat(&w)), bits(&before));
+}
+
+/// A model of a hidden matrix, a bf16 one and a head, and its optimizer.
+fn model(seed: u64) -> (Vec<Var>, CandleMuon) {
+    let map = VarMap::new();
+    let vars = vec![
+        insert(&map, "layer.weight", &[6, 10], DType::F32, seed),
+        insert(&map, "half.weight", &[4, 6], DType::BF16, seed + 1),
+        insert(&map, "head.weight", &[3, 6], DType::F32, seed + 2),
+    ];
+    let muon = CandleMuon::new_from_varmap(&map, MuonConfig::default(), &rules()).unwrap();
+    (vars, muon)
+}
+
+/// The gradients of a step.
+fn targets(seed: u64) -> Vec<Tensor> {
+    [(&[6usize, 10][..], DType::F32), (&[4, 6], DType::BF16), (&[3, 6], DType::F32)]
+        .iter()
+        .enumerate()
+        .map(|(i, (shape, dtype))| {
+            let n = shape.iter().product();
+            let values = Random::new(100 * seed + i as u64).normals(n);
+            Tensor::from_vec(values, *shape, &Device::Cpu).unwrap().to_dtype(*dtype).unwrap()
+        })
+        .collect()
+}
+
+fn step(vars: &[Var], muon: &mut CandleMuon, seed: u64) {
+    for (v, t) in vars.iter().zip(targets(seed)) {
+        muon.backward_step(&loss(&[(v, &t)])).unwrap();
+    }
+}
+
+fn all_bits(vars: &[Var]) -> Vec<Vec<u32>> {
+    vars.iter().map(|v| bits(&flat(v))).collect()
+}
+
+#[test]
+fn a_candle_model_resumes_as_if_it_had_never_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint.safetensors");
+    let (vars, mut muon) = model(1);
+    step(&vars, &mut muon, 1);
+    let mut checkpoint = muon.checkpoint().unwrap();
+    checkpoint.note = serde_json::json!({ "step": 1 });
+    checkpoint.save(&path).unwrap();
+    step(&vars, &mut muon, 2);
+
+    // Other weights at first, and steps of its own.
+    let (others, mut again) = model(50);
+    step(&others, &mut again, 3);
+    let loaded = Checkpoint::load(&path).unwrap();
+    again.restore(&loaded).unwrap();
+    step(&others, &mut again, 2);
+    assert_eq!(all_bits(&others), all_bits(&vars));
+    assert_eq!(again.checkpoint().unwrap().param_names().count(), 3);
+
+    // What does not belong changes neither variables nor state.
+    let (state, before) = (again.checkpoint().unwrap(), all_bits(&others));
+    let plain = again.cpu().unwrap().checkpoint().unwrap();
+    let e = again.restore(&plain).unwrap_err();
+    assert!(e.is_unknown_name() && e.to_string().contains("half.weight"), "{e}");
+    let mut wrong = loaded.clone();
+    wrong.insert("head.weight", &[6, 3], HostBuffer::F32(vec![0.0; 18]));
+    assert!(again.restore(&wrong).unwrap_err().is_shape_mismatch());
+    wrong.insert("head.weight", &[3, 6], HostBuffer::Bf16(vec![half::bf16::ZERO; 18]));
+    let e = again.restore(&wrong).unwrap_err();
+    assert!(e.is_dtype_mismatch() && e.to_string().contains("restore `head.weight`"), "{e}");
+    let mut renamed = loaded;
+    renamed.rename(|name| format!("module.{name}")).unwrap();
+    assert!(again.restore(&renamed).is_err());
+    renamed.rename(|name| name.replace("module.", "")).unwrap();
+    assert_eq!((again.checkpoint().unwrap(), all_bits(&others)), (state, before));
+    again.restore(&renamed).unwrap();
+}
+
+#[test]
+fn adamw_has_a_learning_rate_of_its_own() {
+    let (vars, mut muon) = model(1);
+    assert_eq!((muon.learning_rate(), muon.adamw_learning_rate()), (0.02, Some(1e-3)));
+    muon.set_learning_rate(0.04);
+    assert_eq!(muon.adamw_learning_rate(), Some(0.04 * (1e-3 / 0.02)), "a ratio at first");
+    for bad in [-1.0, f64::NAN] {
+        let e = muon.set_adamw_learning_rate(bad).unwrap_err();
+        assert!(e.is_invalid_config() && e.to_string().contains("lr"), "{e}");
+    }
+    muon.set_learning_rate(0.02);
+    assert_eq!(muon.adamw_learning_rate(), Some(1e-3), "what was refused keeps the ratio");
+    muon.set_adamw_learning_rate(0.5).unwrap();
+    muon.set_learning_rate(0.0);
+    assert_eq!((muon.learning_rate(), muon.adamw_learning_rate()), (0.0, Some(0.5)));
+    let before = all_bits(&vars);
+    step(&vars, &mut muon, 1);
+    let after = all_bits(&vars);
+    assert_eq!(after[..2], before[..2], "rate 0");
+    // The first step of AdamW is its rate, whatever the gradient, after decay.
+    let (head, at) = (flat(&vars[2]), f32::from_bits(before[2][0]));
+    let expected = at * (1.0 - 0.5 * 0.01)
+        - 0.5 * targets(1)[2].flatten_all().unwrap().to_vec1::<f32>().unwrap()[0].signum();
+    // eps moves the step by eps over the gradient, 1e-8 to 1e-6 of it; f32 rounds at 1e-7.
+    assert!((head[0] - expected).abs() < 1e-5, "{} {expected}", head[0]);
+
+    let map = VarMap::new();
+    insert(&map, "layer.weight", &[6, 10], DType::F32, 1);
+    let mut muon = CandleMuon::new_from_varmap(&map, MuonConfig::default(), &rules()).unwrap();
+    assert_eq!(muon.adamw_learning_rate(), None);
+    assert!(muon.set_adamw_learning_rate(0.1).unwrap_err().is_invalid_config());
+}
+
+#[test]
+fn frozen_and_loaded_variables_are_what_they_should_be() {
+    let (vars, mut muon) = model(1);
+    step(&vars, &mut muon, 1);
+    muon.freeze("layer.weight").unwrap();
+    assert!(muon.freeze("layer.wight").unwrap_err().is_unknown_name());
+    let before = all_bits(&vars);
+    step(&vars, &mut muon, 2);
+    let after = all_bits(&vars);
+    assert_eq!(after[0], before[0]);
+    assert!(after[1] != before[1] && after[2] != before[2]);
+    muon.unfreeze("layer.weight").unwrap();
+    step(&vars, &mut muon, 3);
+    assert_ne!(all_bits(&vars)[0], before[0]);
+
+    // Weights loaded into a bf16 variable.
+    let loaded = Tensor::full(4.0f32, (4, 6), &Device::Cpu).unwrap().to_dtype(DType::BF16).unwrap();
+    vars[1].set(&loaded).unwrap();
+    let t = &targets(4)[1];
+    let e = muon.backward_step(&loss(&[(&vars[1], t)])).unwrap_err();
+    assert!(e.to_string().contains("refresh_master"), "{e}");
+    assert!(flat(&vars[1]).iter().all(|x| *x == 4.0));
+    muon.refresh_masters();
+    muon.backward_step(&loss(&[(&vars[1], t)])).unwrap();
+    // lr 0.02 under a matrix of spectral norm 1: no element moves by more.
+    assert!(flat(&vars[1]).iter().all(|x| (*x - 4.0).abs() < 0.1));
 }

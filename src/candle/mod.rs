@@ -1,7 +1,5 @@
 //! Muon for candle models (feature `candle`; on a GPU `candle-cuda`): built from a `VarMap`, whose names decide the routing.
 
-mod cpu;
-
 use std::fmt;
 
 use candle_core::backprop::GradStore;
@@ -52,8 +50,8 @@ pub struct CandleMuon {
     muon: Inner,
     vars: Vec<NamedVar>,
     muon_group: GroupId,
-    /// With AdamW's learning rate as a multiple of Muon's.
-    adamw_group: Option<(GroupId, f64)>,
+    /// With AdamW's learning rate as a multiple of Muon's, until it is set on its own.
+    adamw_group: Option<(GroupId, Option<f64>)>,
     options: StepOptions,
     /// A learning rate that was refused; candle's interface reports it at the next step.
     refused_lr: Option<f64>,
@@ -77,6 +75,9 @@ macro_rules! on {
         }
     };
 }
+
+mod checkpoint;
+mod cpu;
 
 pub(crate) struct NamedVar {
     pub(crate) id: ParamId,
@@ -153,7 +154,7 @@ impl CandleMuon {
         let adamw_group = match rest {
             true => Some((
                 on!(&mut muon, m => m.add_group("rest", routing.adamw))?,
-                if routing.muon.lr > 0.0 { routing.adamw.lr / routing.muon.lr } else { 1.0 },
+                Some(if routing.muon.lr > 0.0 { routing.adamw.lr / routing.muon.lr } else { 1.0 }),
             )),
             false => None,
         };
@@ -191,6 +192,68 @@ impl CandleMuon {
         self.options = options;
     }
 
+    /// The learning rate of what is not a hidden matrix; `None` where everything is one.
+    #[must_use]
+    pub fn adamw_learning_rate(&self) -> Option<f64> {
+        let (group, _) = self.adamw_group?;
+        on!(&self.muon, m => m.rule(group)).map(crate::config::Rule::lr)
+    }
+
+    /// Sets the learning rate of what is not a hidden matrix. From then on it is on its own:
+    /// `set_learning_rate` moves that of the hidden matrices alone.
+    ///
+    /// # Errors
+    /// No variable under the AdamW rule; a rate that is negative or not finite. The old one stays.
+    ///
+    /// # Example
+    /// ```
+    /// # use candle_core::{DType, Device};
+    /// # use candle_nn::{Optimizer, VarBuilder, VarMap};
+    /// # use muon_cuda::candle::CandleMuon;
+    /// # use muon_cuda::{MuonConfig, RoutingRule};
+    /// # let varmap = VarMap::new();
+    /// # let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    /// # candle_nn::linear(8, 16, vb.pp("hidden"))?;
+    /// let mut muon = CandleMuon::new_from_varmap(&varmap, MuonConfig::default(), &RoutingRule::default())?;
+    /// muon.set_adamw_learning_rate(3e-4)?;
+    /// muon.set_learning_rate(0.01);
+    /// assert_eq!((muon.learning_rate(), muon.adamw_learning_rate()), (0.01, Some(3e-4)));
+    /// assert!(muon.set_adamw_learning_rate(-1.0).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_adamw_learning_rate(&mut self, lr: f64) -> Result<()> {
+        let Some((group, ratio)) = &mut self.adamw_group else {
+            return Err(Error::invalid_config(
+                "set_adamw_learning_rate: every variable is a hidden matrix, none is under the AdamW rule",
+            ));
+        };
+        on!(&mut self.muon, m => m.set_lr(*group, lr))?;
+        *ratio = None;
+        Ok(())
+    }
+
+    /// Freezes a variable: steps leave it and its state alone, whatever gradient it has, and count none for clipping.
+    ///
+    /// # Errors
+    /// A name that is no variable's; the message suggests the nearest.
+    pub fn freeze(&mut self, name: &str) -> Result<()> {
+        on!(&mut self.muon, m => m.param_id(name).and_then(|id| m.freeze(id)))
+    }
+
+    /// Ends [`CandleMuon::freeze`].
+    ///
+    /// # Errors
+    /// A name that is no variable's; the message suggests the nearest.
+    pub fn unfreeze(&mut self, name: &str) -> Result<()> {
+        on!(&mut self.muon, m => m.param_id(name).and_then(|id| m.unfreeze(id)))
+    }
+
+    /// Takes the master copies of bf16 variables anew from the variables, after they were written by anyone but a step;
+    /// see [`Muon::refresh_master`].
+    pub fn refresh_masters(&mut self) {
+        on!(&mut self.muon, m => m.refresh_masters());
+    }
+
     /// What is orthogonalized and what is not.
     #[must_use]
     pub fn routing(&self) -> RoutingReport {
@@ -223,7 +286,7 @@ impl CandleMuon {
         }
     }
 
-    /// One step from the gradients of a backward pass; variables without a gradient are left untouched.
+    /// One step from the gradients of a backward pass; variables without a gradient, and frozen ones, are left untouched.
     ///
     /// # Cost
     /// Parameters are lent to the optimizer, not copied.
@@ -238,6 +301,9 @@ impl CandleMuon {
         }
         let mut held: Vec<(usize, Tensor)> = Vec::new();
         for (i, v) in self.vars.iter().enumerate() {
+            if on!(&self.muon, m => m.is_frozen(v.id))? {
+                continue;
+            }
             if let Some(grad) = grads.get(v.var.as_tensor()) {
                 if grad.dims() != v.var.dims() {
                     return Err(Error::shape_mismatch(
@@ -340,11 +406,12 @@ impl candle_nn::Optimizer for CandleMuon {
         on!(&self.muon, m => m.rule(self.muon_group)).map_or(0.0, crate::config::Rule::lr)
     }
 
-    /// Sets the learning rate of the hidden matrices; AdamW's keeps its ratio to it. A value that is negative or
+    /// Sets the learning rate of the hidden matrices; AdamW's keeps its ratio to it until
+    /// [`CandleMuon::set_adamw_learning_rate`] is called. A value that is negative or
     /// not finite makes every step an error until a valid one is set: candle's interface has no other way.
     fn set_learning_rate(&mut self, lr: f64) {
         let mut outcome = on!(&mut self.muon, m => m.set_lr(self.muon_group, lr));
-        if let Some((group, ratio)) = self.adamw_group {
+        if let Some((group, Some(ratio))) = self.adamw_group {
             outcome = outcome.and_then(|()| on!(&mut self.muon, m => m.set_lr(group, lr * ratio)));
         }
         self.refused_lr = outcome.is_err().then_some(lr);

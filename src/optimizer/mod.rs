@@ -4,9 +4,10 @@
 mod options;
 mod param;
 mod registry;
+mod scalars;
 mod step;
 
-use crate::config::{MuonConfig, Rule};
+use crate::config::{MuonConfig, Rule, WithoutMuon};
 use crate::device::{Counters, Device, StateData};
 use crate::error::{Error, Result, ResultExt};
 use crate::plan::{Plan, PlanInput};
@@ -16,6 +17,7 @@ pub use options::{FoundNonFinite, StepOptions, StepReport};
 use param::Group;
 pub(crate) use param::Param;
 pub use param::{GroupId, ParamId, ParamSpec};
+pub use scalars::GroupScalars;
 use step::Scratch;
 
 /// The Muon optimizer on a device.
@@ -95,7 +97,7 @@ impl<D: Device> Muon<D> {
     /// The plan of a step with every parameter; made on first use and when parameters change.
     ///
     /// # Errors
-    /// As [`Muon::step`]: nothing under the Muon rule, or a schedule that cannot be run safely.
+    /// As [`Muon::step`]: nothing under the Muon rule (unless [`WithoutMuon::Allow`]), or a schedule that cannot be run safely.
     pub fn plan(&mut self) -> Result<&Plan> {
         self.prepare_plan()?;
         self.planned
@@ -104,37 +106,47 @@ impl<D: Device> Muon<D> {
             .ok_or_else(|| Error::invalid_config("the plan could not be made"))
     }
 
-    /// Makes plan and workspace if parameters or groups changed; refuses an optimizer that would orthogonalize nothing.
+    /// Makes plan and workspace if parameters or groups changed; refuses an optimizer that would orthogonalize nothing, unless
+    /// the configuration allows it.
     fn prepare_plan(&mut self) -> Result<()> {
         if self.planned.is_some() {
             return Ok(());
         }
-        if !self.params.iter().any(|p| self.groups[p.group].rule.is_muon()) {
-            return Err(Error::invalid_config(
-                "no parameter is under the Muon rule, so nothing would be orthogonalized; register the hidden \
-                 matrices in a group with a `MuonRule`",
-            ));
-        }
-        for (i, group) in self.groups.iter().enumerate() {
-            if group.rule.is_muon() && !self.params.iter().any(|p| p.group == i) {
-                return Err(Error::invalid_config(format!(
-                    "group `{}` has the Muon rule but no parameter; register one or do not add the group",
-                    group.name
-                )));
-            }
+        if self.config.without_muon == WithoutMuon::Refuse {
+            self.refuse_without_muon()?;
         }
         let inputs = self.params.iter().enumerate().filter_map(|(position, p)| {
             match &self.groups[p.group].rule {
-                Rule::Muon(rule) => {
+                Rule::Muon(rule) if !p.frozen => {
                     Some(PlanInput { param: position, rule, blocks: &p.blocks, name: &p.spec.name })
                 }
-                Rule::AdamW(_) => None,
+                _ => None,
             }
         });
         let plan = Plan::new(&self.config, inputs)?;
         let workspace = self.device.new_workspace(&plan)?;
         self.planned = Some(Planned { plan, workspace });
         self.generation += 1;
+        Ok(())
+    }
+
+    /// What most likely is a mistake of names or shapes. A frozen parameter counts: it may come back.
+    fn refuse_without_muon(&self) -> Result<()> {
+        let meant = "or set `MuonConfig::without_muon` to `Allow` if that is meant";
+        if !self.params.iter().any(|p| self.groups[p.group].rule.is_muon()) {
+            return Err(Error::invalid_config(format!(
+                "no parameter is under the Muon rule, so nothing would be orthogonalized; register the hidden matrices in \
+                 a group with a `MuonRule`, {meant}"
+            )));
+        }
+        for (i, group) in self.groups.iter().enumerate() {
+            if group.rule.is_muon() && !self.params.iter().any(|p| p.group == i) {
+                return Err(Error::invalid_config(format!(
+                    "group `{}` has the Muon rule but no parameter; register one, do not add the group, {meant}",
+                    group.name
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -280,6 +292,13 @@ impl<D: Device> Muon<D> {
     pub(crate) fn replace_states(&mut self, states: Vec<D::State>) {
         self.states = states;
         self.torn = None;
+    }
+
+    /// Replaces the state of some parameters, by their positions.
+    pub(crate) fn replace_some(&mut self, states: Vec<(usize, D::State)>) {
+        for (position, state) in states {
+            self.states[position] = state;
+        }
     }
 
     pub(crate) fn refuse_torn_checkpoint(&self) -> Result<()> {

@@ -96,6 +96,8 @@ pub(crate) struct Param {
     pub(super) blocks: Vec<Block>,
     pub(super) len: usize,
     pub(crate) state: StateSpec,
+    /// Left out of plan and steps.
+    pub(super) frozen: bool,
 }
 
 /// Position of a parameter among those of the optimizer with that owner.

@@ -2,7 +2,7 @@
 
 use super::Muon;
 use super::param::{Group, GroupId, Param, ParamId, ParamSpec, position_of};
-use crate::config::{Rule, validate_lr};
+use crate::config::Rule;
 use crate::device::{Device, StateRule, StateSpec};
 use crate::error::{Error, Result, ResultExt};
 use crate::plan::{Plan, PlanInput};
@@ -68,15 +68,41 @@ impl<D: Device> Muon<D> {
         self.states.push(self.device.new_state(&state)?);
         let id = ParamId { owner: self.owner, index: self.positions.len() };
         self.positions.push(Some(self.params.len()));
-        self.params.push(Param { id, spec: spec.clone(), group: group_index, blocks, len, state });
+        self.params.push(Param {
+            id,
+            spec: spec.clone(),
+            group: group_index,
+            blocks,
+            len,
+            state,
+            frozen: false,
+        });
         self.planned = None;
         Ok(id)
     }
 
     /// Forgets a parameter and frees its state; other parameters keep theirs.
     ///
+    /// [`Muon::export_state`] first, if it may come back: [`Muon::add_param`] and [`Muon::import_state`] then go on where it
+    /// left. A checkpoint that was written with it is restored by [`Muon::restore_matching`](crate::Muon::restore_matching).
+    ///
     /// # Errors
     /// An id that was removed already or belongs to another optimizer.
+    ///
+    /// # Example
+    /// ```
+    /// use muon_cuda::{Cpu, Muon, MuonConfig, MuonRule, ParamSpec};
+    ///
+    /// let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+    /// let hidden = muon.add_group("hidden", MuonRule::default())?;
+    /// let w = muon.add_param(hidden, ParamSpec::new("w", &[2, 3]))?;
+    /// let kept = muon.export_state(w)?;
+    /// muon.remove_param(w)?;
+    /// assert!(muon.counters(w).is_err());
+    /// let w = muon.add_param(hidden, ParamSpec::new("w", &[2, 3]))?;      // another id
+    /// muon.import_state(w, &kept)?;
+    /// # Ok::<(), muon_cuda::Error>(())
+    /// ```
     pub fn remove_param(&mut self, id: ParamId) -> Result<()> {
         let position = self.position(id)?;
         self.params.remove(position);
@@ -87,6 +113,106 @@ impl<D: Device> Muon<D> {
         }
         self.planned = None;
         Ok(())
+    }
+
+    /// Moves a parameter to another group of the same kind of rule and momentum mode; its state goes along.
+    ///
+    /// From the next step on it follows that group's hyper-parameters. Under the Muon rule that step makes a new plan.
+    ///
+    /// # Errors
+    /// An unknown id, a group of another optimizer, a rule under which the state would mean something else, or one that
+    /// cannot be planned for the parameter's shape. Nothing changes.
+    ///
+    /// # Example
+    /// ```
+    /// use muon_cuda::{AdamWRule, Cpu, Muon, MuonConfig, MuonRule, ParamSpec};
+    ///
+    /// let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+    /// let slow = muon.add_group("slow", MuonRule { lr: 0.002, ..MuonRule::default() })?;
+    /// let fast = muon.add_group("fast", MuonRule { lr: 0.02, ..MuonRule::default() })?;
+    /// let rest = muon.add_group("rest", AdamWRule::default())?;
+    /// let w = muon.add_param(slow, ParamSpec::new("w", &[2, 3]))?;
+    /// muon.move_param(w, fast)?;
+    /// assert_eq!(muon.routing().routes[0].group, "fast");
+    /// assert!(muon.move_param(w, rest).unwrap_err().is_invalid_config());      // momentum is not two moments
+    /// # Ok::<(), muon_cuda::Error>(())
+    /// ```
+    pub fn move_param(&mut self, id: ParamId, group: GroupId) -> Result<()> {
+        let position = self.position(id)?;
+        let index = self.group_index(group)?;
+        let param = &self.params[position];
+        let (from, to) = (&self.groups[param.group], &self.groups[index]);
+        let context =
+            || format!("move `{}` from `{}` to `{}`", param.spec.name, from.name, to.name);
+        if from.rule.modes() != to.rule.modes() {
+            return Err(Error::invalid_config(format!(
+                "its state was made under {}; expected a group of that kind, found {}; to start anew, remove the \
+                 parameter and register it there",
+                from.rule.modes(),
+                to.rule.modes()
+            )))
+            .context(context);
+        }
+        if let Rule::Muon(rule) = &to.rule {
+            let input = PlanInput { param: 0, rule, blocks: &param.blocks, name: &param.spec.name };
+            Plan::new(&self.config, [input]).context(context)?;
+            self.planned = None;
+        }
+        self.params[position].group = index;
+        Ok(())
+    }
+
+    /// Freezes a parameter: it keeps its state and is left out of plan and steps until [`Muon::unfreeze`].
+    ///
+    /// Pass it without a gradient or not at all: a step with a gradient for it is refused, because ignoring one in silence
+    /// would also change the norm that gradients are clipped to. Being frozen is not part of a checkpoint; its state is.
+    ///
+    /// # Errors
+    /// An unknown id.
+    ///
+    /// # Example
+    /// ```
+    /// use muon_cuda::{Cpu, Muon, MuonConfig, MuonRule, ParamSpec, StepOptions, StepTensor};
+    ///
+    /// let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+    /// let hidden = muon.add_group("hidden", MuonRule::default())?;
+    /// let w = muon.add_param(hidden, ParamSpec::new("w", &[2, 2]))?;
+    /// let (mut weight, grad) = (vec![0.0f32; 4], vec![1.0f32, 0.0, 0.0, 1.0]);
+    /// muon.freeze(w)?;
+    /// let refused = muon.step(&StepOptions::default(), &mut [StepTensor::new(w, &mut weight, &grad)]);
+    /// assert!(refused.unwrap_err().to_string().contains("frozen"));
+    /// muon.unfreeze(w)?;
+    /// muon.step(&StepOptions::default(), &mut [StepTensor::new(w, &mut weight, &grad)])?;
+    /// # Ok::<(), muon_cuda::Error>(())
+    /// ```
+    pub fn freeze(&mut self, id: ParamId) -> Result<()> {
+        self.set_frozen(id, true)
+    }
+
+    /// Ends [`Muon::freeze`]; the state goes on where it was.
+    ///
+    /// # Errors
+    /// An unknown id.
+    pub fn unfreeze(&mut self, id: ParamId) -> Result<()> {
+        self.set_frozen(id, false)
+    }
+
+    fn set_frozen(&mut self, id: ParamId, frozen: bool) -> Result<()> {
+        let position = self.position(id)?;
+        let param = &mut self.params[position];
+        if param.frozen != frozen {
+            param.frozen = frozen;
+            self.planned = None;
+        }
+        Ok(())
+    }
+
+    /// Whether a parameter is frozen.
+    ///
+    /// # Errors
+    /// An unknown id.
+    pub fn is_frozen(&self, id: ParamId) -> Result<bool> {
+        Ok(self.params[self.position(id)?].frozen)
     }
 
     /// The id of the parameter of that name.
@@ -108,7 +234,7 @@ impl<D: Device> Muon<D> {
         position_of(self.owner, &self.positions, id)
     }
 
-    fn group_index(&self, group: GroupId) -> Result<usize> {
+    pub(super) fn group_index(&self, group: GroupId) -> Result<usize> {
         if group.owner == self.owner {
             return Ok(group.index);
         }
@@ -138,6 +264,10 @@ impl<D: Device> Muon<D> {
     /// Replaces a group's hyper-parameters; the kind of rule, the momentum mode and with them the meaning of
     /// the state stay.
     ///
+    /// # Cost
+    /// A new plan and workspace at the next step if orthogonalizer, method or norm floor change; else as
+    /// [`Muon::set_scalars`], which needs no copy of the rule.
+    ///
     /// # Errors
     /// A hyper-parameter outside its range, or another kind of rule or momentum mode. The old rule stays.
     pub fn set_rule(&mut self, group: GroupId, rule: impl Into<Rule>) -> Result<()> {
@@ -152,6 +282,10 @@ impl<D: Device> Muon<D> {
                 rule.modes()
             )));
         }
+        if rule.plans_as(old) {
+            self.groups[index].rule = rule;
+            return Ok(());
+        }
         if let Rule::Muon(rule) = &rule {
             let inputs =
                 self.params.iter().enumerate().filter(|(_, p)| p.group == index).map(
@@ -161,17 +295,6 @@ impl<D: Device> Muon<D> {
         }
         self.groups[index].rule = rule;
         self.planned = None;
-        Ok(())
-    }
-
-    /// Sets a group's learning rate.
-    ///
-    /// # Errors
-    /// A learning rate that is negative or not finite.
-    pub fn set_lr(&mut self, group: GroupId, lr: f64) -> Result<()> {
-        validate_lr(lr)?;
-        let index = self.group_index(group)?;
-        self.groups[index].rule.set_lr(lr);
         Ok(())
     }
 }

@@ -56,7 +56,8 @@ impl<D: Device> Muon<D> {
     /// # Errors
     /// Nothing changes when one of these is returned: an option outside its range, an unknown or repeated
     /// parameter, overlapping memory, a length or dtype that is not the registered one, a bf16 parameter that the CPU finds
-    /// written since its last step ([`Muon::refresh_master`]), no parameter (or a whole group of none) under the Muon rule, or, with [`NonFinite::Error`], a gradient that is not finite.
+    /// written since its last step ([`Muon::refresh_master`]), a gradient for a frozen one ([`Muon::freeze`]), no parameter (or a
+    /// whole group of none) under the Muon rule unless the configuration allows it, or, with [`NonFinite::Error`], a gradient that is not finite.
     /// When the device fails in the middle of a step, the error lists which parameters stepped and which took half a
     /// step; if there are any of those, [`Muon::torn`] says so and every later step and export is refused until
     /// [`Muon::restore`].
@@ -204,7 +205,7 @@ impl<D: Device> Muon<D> {
         self.torn.as_deref()
     }
 
-    pub(super) fn refuse_torn(&self) -> Result<()> {
+    pub(crate) fn refuse_torn(&self) -> Result<()> {
         match &self.torn {
             None => Ok(()),
             Some(why) => Err(Error::torn(why)),
@@ -310,6 +311,11 @@ impl<D: Device> Muon<D> {
                     param.len,
                     buffer.len,
                 ));
+            }
+            if param.frozen {
+                return Err(Error::invalid_config(format!(
+                    "`{name}` is frozen and has a gradient; pass it without one, or call `Muon::unfreeze`"
+                )));
             }
             if D::master_is_stale(&t.param, &self.states[position]) {
                 return Err(Error::invalid_config(format!(

@@ -14,6 +14,7 @@ mod costs;
 mod device;
 mod faults;
 mod graph;
+mod groups;
 mod hostile;
 mod plan;
 mod regressions;

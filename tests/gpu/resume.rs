@@ -246,11 +246,12 @@ fn resumes<From: Target, To: Target>(
     assert_eq!(resumed.muon.checkpoint().unwrap(), whole.1, "{what}: the next state");
 }
 
-fn configs() -> [(&'static str, MuonConfig); 3] {
+fn configs() -> [(&'static str, MuonConfig); 4] {
     let base = MuonConfig::default();
     [
         ("master", base.clone()),
         ("master, bf16 momentum", MuonConfig { momentum_dtype: Dtype::Bf16, ..base.clone() }),
+        ("nearest", MuonConfig { bf16_params: Bf16Params::Nearest, ..base.clone() }),
         ("stochastic", MuonConfig { bf16_params: Bf16Params::Stochastic { seed: 7 }, ..base }),
     ]
 }
@@ -316,7 +317,7 @@ fn what_the_optimizer_wrote_it_restores_on_every_device_with_the_bits_of_the_nex
 
 /// A configuration that keeps no master copy goes over to one that does; the other way would lose bits, and says so.
 fn changes_configuration<D: Target>() {
-    let [(_, master), _, (_, stochastic)] = configs();
+    let [(_, master), _, _, (_, stochastic)] = configs();
     let mut plain = Model::<D>::new(stochastic.clone());
     plain.step(1, good);
     let without = plain.muon.checkpoint().unwrap();
