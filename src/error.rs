@@ -2,7 +2,10 @@
 //! expected and found, and the context each layer added on the way out.
 
 use std::fmt;
+use std::fmt::Write as _;
 use std::path::PathBuf;
+
+use crate::printable::Plain;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -12,7 +15,9 @@ type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
 /// Any failure of this crate.
 ///
 /// The kind is asked with predicates ([`Error::is_shape_mismatch`], …) so that kinds can grow without
-/// breaking callers. [`fmt::Display`] prints the contexts outermost first, then what happened;
+/// breaking callers. [`fmt::Display`] prints the contexts outermost first, then what happened, on one line with
+/// control characters written out ([`Printable`](crate::Printable)); only a kernel that does not compile has the
+/// lines of NVRTC's log;
 /// [`std::error::Error::source`] returns the error of the layer below, where there is one.
 pub struct Error(Box<Inner>);
 
@@ -39,6 +44,12 @@ pub(crate) enum ErrorKind {
         "the name `{name}` is registered already; names identify state in checkpoints and must be unique"
     )]
     DuplicateName { name: String },
+    #[error("a tensor `{name}` was added before; every tensor of a file needs its own name")]
+    DuplicateTensor { name: String },
+    #[error(
+        "param `{name}` is given twice, as tensors {first} and {second} of the step; give each parameter once"
+    )]
+    GivenTwice { name: String, first: usize, second: usize },
     #[error(
         "`{first}` and `{second}` overlap in memory; pass each memory range once (tied weights are one parameter)"
     )]
@@ -126,6 +137,15 @@ impl Error {
         Self::new(ErrorKind::DuplicateName { name: name.into() })
     }
 
+    pub(crate) fn duplicate_tensor(name: impl Into<String>) -> Self {
+        Self::new(ErrorKind::DuplicateTensor { name: name.into() })
+    }
+
+    /// A parameter that two tensors of a step are for, by their positions among the tensors.
+    pub(crate) fn given_twice(name: impl Into<String>, first: usize, second: usize) -> Self {
+        Self::new(ErrorKind::GivenTwice { name: name.into(), first, second })
+    }
+
     pub(crate) fn non_finite(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::NonFinite(message.into()))
     }
@@ -194,6 +214,8 @@ impl Error {
             ErrorKind::InvalidConfig(_)
                 | ErrorKind::UnknownName { .. }
                 | ErrorKind::DuplicateName { .. }
+                | ErrorKind::DuplicateTensor { .. }
+                | ErrorKind::GivenTwice { .. }
         )
     }
 
@@ -215,10 +237,15 @@ impl Error {
         matches!(self.0.kind, ErrorKind::UnknownName { .. })
     }
 
-    /// A name that was registered twice.
+    /// A name that was registered twice, or given twice to one step or one file.
     #[must_use]
     pub fn is_duplicate_name(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::DuplicateName { .. })
+        matches!(
+            self.0.kind,
+            ErrorKind::DuplicateName { .. }
+                | ErrorKind::DuplicateTensor { .. }
+                | ErrorKind::GivenTwice { .. }
+        )
     }
 
     /// The same memory passed for two operands of a step.
@@ -309,9 +336,12 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for context in self.0.context.iter().rev() {
-            write!(f, "{context}: ")?;
+            write!(Plain::new(&mut *f), "{context}: ")?;
         }
-        write!(f, "{}", self.0.kind)
+        match &self.0.kind {
+            kind @ ErrorKind::KernelCompile { .. } => write!(Plain::lines(f), "{kind}"),
+            kind => write!(Plain::new(f), "{kind}"),
+        }
     }
 }
 
@@ -357,6 +387,14 @@ mod tests {
             "register `w1`: group `hidden`: schedule `jordon` is not known; did you mean `jordan`?"
         );
         assert!(e.is_unknown_name() && e.is_invalid_config() && !e.is_io());
+    }
+
+    #[test]
+    fn names_from_files_command_no_terminal() {
+        let name = "w\u{1b}[2J\nerror: all is well";
+        let e = Error::non_finite(format!("tensor `{name}` holds a NaN")).context(name);
+        let shown = r"w\u001b[2J\nerror: all is well";
+        assert_eq!(e.to_string(), format!("{shown}: tensor `{shown}` holds a NaN"));
     }
 
     #[test]

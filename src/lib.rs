@@ -51,6 +51,7 @@ mod orthogonalize;
 mod plan;
 mod precision;
 pub mod prediction;
+mod printable;
 pub mod recipe;
 pub mod reference;
 mod rounding;
@@ -88,6 +89,7 @@ pub use optimizer::{
 pub use orthogonalize::{OrthogonalizeOptions, Orthogonalized, orthogonalize};
 pub use plan::{Bucket, Commit, Plan, PlannedMatrix, Treatment};
 pub use precision::{Dtype, Precision};
+pub use printable::Printable;
 pub use routing::{Decision, RoutingRule};
 pub use routing_report::{Route, RoutingReport};
 pub use scale::UpdateScale;
@@ -96,6 +98,9 @@ pub use spectrum::Spectrum;
 pub use state::{Checkpoint, Mismatch, RestoreReport};
 pub use symmetric::{SymmetricProducts, SymmetricStrips};
 pub use transfer::Transfer;
+
+/// The crate of the 16-bit numbers that gradients, parameters and momentum may have, in the version that this crate takes.
+pub use half;
 
 /// Runs the example of the README as a test.
 #[cfg(doctest)]

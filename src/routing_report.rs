@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::printable::Printable;
+
 /// One line of a routing report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
@@ -47,16 +49,17 @@ impl fmt::Display for RoutingReport {
             100.0 * self.muon_fraction()
         )?;
         for r in &self.routes {
-            match &r.orthogonalizer {
+            let (name, shape, group) = (Printable(&r.name), &r.shape, Printable(&r.group));
+            match r.orthogonalizer.as_deref().map(Printable) {
                 Some(o) if r.matrices == 1 => {
-                    writeln!(f, "  muon   {} {:?} (group `{}`, {o})", r.name, r.shape, r.group)?;
+                    writeln!(f, "  muon   {name} {shape:?} (group `{group}`, {o})")?;
                 }
                 Some(o) => writeln!(
                     f,
-                    "  muon   {} {:?} as {} matrices (group `{}`, {o})",
-                    r.name, r.shape, r.matrices, r.group
+                    "  muon   {name} {shape:?} as {} matrices (group `{group}`, {o})",
+                    r.matrices
                 )?,
-                None => writeln!(f, "  adamw  {} {:?} (group `{}`)", r.name, r.shape, r.group)?,
+                None => writeln!(f, "  adamw  {name} {shape:?} (group `{group}`)")?,
             }
         }
         Ok(())

@@ -140,8 +140,25 @@ fn a_step_checks_everything_before_it_touches_anything() {
         .step(&options, &mut [StepTensor::new(w, &mut a, &grad), StepTensor::new(w, &mut b, &grad)])
         .unwrap_err();
     assert!(e.is_duplicate_name(), "{e}");
+    assert!(
+        e.to_string().contains("param `w` is given twice, as tensors 0 and 1 of the step"),
+        "{e}"
+    );
+    let e = m
+        .step(
+            &options,
+            &mut [StepTensor::without_grad(w, &mut a[..]), StepTensor::without_grad(w, &mut b[..])],
+        )
+        .unwrap_err();
+    assert!(e.is_duplicate_name(), "{e}");
     let e = m.step(&options, &mut [StepTensor::new(gone, &mut a, &grad)]).unwrap_err();
     assert!(e.is_invalid_config(), "{e}");
+    // An optimizer that has nothing to step says that the tensor is foreign, not that a matrix is missing.
+    let e = muon(MuonConfig::default())
+        .step(&options, &mut [StepTensor::new(w, &mut a, &grad)])
+        .unwrap_err();
+    let foreign = "tensor 0 of the step: the parameter was removed or belongs to another optimizer";
+    assert_eq!(e.to_string(), foreign);
     assert_eq!((&a, &b), (&start, &start));
     assert_eq!(m.checkpoint().unwrap(), before);
     // And it still works.

@@ -166,8 +166,9 @@ impl Session {
         if let Some(emulator) = self.emulator {
             let found = emulator.finish()?;
             if !found.is_empty() {
-                let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
-                anyhow::bail!("the emulator found {} mistakes:\n{}", found.len(), lines.join("\n"));
+                let mut lines = vec![format!("the emulator found {} mistakes:", found.len())];
+                lines.extend(found.iter().map(ToString::to_string));
+                return Err(crate::exit::Lines(lines).into());
             }
         }
         Ok(ended)

@@ -15,7 +15,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Ended> {
 
     let diagnosis = muon_cuda::diagnosis::diagnose();
     let usable = diagnosis.is_usable();
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if args.json {
         let mut value = serde_json::to_value(&diagnosis)?;
         value["usable"] = usable.into();
@@ -35,7 +35,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Ended> {
     use std::io::Write as _;
 
     let problem = "this program was built without the feature `cuda`";
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if args.json {
         writeln!(out, "{:#}", serde_json::json!({ "usable": false, "problem": problem }))?;
     } else {
@@ -85,12 +85,16 @@ fn text(diagnosis: &muon_cuda::diagnosis::Diagnosis) -> String {
         lines.push(line);
     }
     let cache = &diagnosis.kernel_cache;
-    lines.push(match &cache.directory {
+    let mut line = match &cache.directory {
         Some(directory) => {
             format!("{:<13}{} ({} entries)", "kernel cache", directory.display(), cache.entries)
         }
         None => format!("{:<13}off: kernels are compiled at every start", "kernel cache"),
-    });
+    };
+    if let Some(problem) = &cache.problem {
+        line.push_str(&format!("\n             NOT WRITABLE: {problem}"));
+    }
+    lines.push(line);
     lines.push(if diagnosis.is_usable() {
         "The CUDA device can be used.".to_owned()
     } else {

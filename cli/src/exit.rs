@@ -4,6 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use anyhow::Error;
+use muon_cuda::Printable;
 
 /// A command that did what it was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub(crate) enum Ended {
     CheckFailed,
     /// Stopped by the user; what was done so far is kept.
     Interrupted,
+    /// The command line was not understood; that was said.
+    Misused,
 }
 
 impl From<Ended> for ExitCode {
@@ -23,6 +26,7 @@ impl From<Ended> for ExitCode {
             Ended::CheckFailed => Self::from(1),
             // 128 + SIGINT, as shells report it.
             Ended::Interrupted => Self::from(130),
+            Ended::Misused => Self::from(2),
         }
     }
 }
@@ -59,11 +63,37 @@ pub(crate) fn is_broken_pipe(error: &Error) -> bool {
     error.chain().any(|e| e.downcast_ref::<std::io::Error>().is_some_and(broken))
 }
 
+/// Several findings, a line each: the one message besides the library's whose line breaks are meant.
+#[derive(Debug)]
+pub(crate) struct Lines(pub(crate) Vec<String>);
+
+impl fmt::Display for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Lines {}
+
+/// One cause on one line, control characters written out, whatever name or path is in it. The library has done that to
+/// its own, of which the log of a compiler has lines.
+fn shown(cause: &(dyn std::error::Error + 'static)) -> String {
+    let text = cause.to_string();
+    if cause.is::<Lines>() || cause.is::<muon_cuda::Error>() {
+        return crate::output::plain_lines(&text);
+    }
+    Printable(&text).to_string()
+}
+
 /// The error and its causes, outermost first, without those that the line above already says.
 pub(crate) fn describe(error: &Error) -> String {
-    let mut out = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
+    let mut out = String::new();
+    for cause in error.chain() {
+        let cause = shown(cause);
+        if out.is_empty() {
+            out = cause;
+            continue;
+        }
         if !out.contains(&cause) {
             out.push_str("\n  because: ");
             out.push_str(&cause);
@@ -82,6 +112,14 @@ mod tests {
         let closed = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
         assert!(is_broken_pipe(&Error::new(closed).context("print")));
         assert!(!is_broken_pipe(&Error::new(std::io::Error::other("disk full"))));
+    }
+
+    #[test]
+    fn no_name_forges_a_line() {
+        let e = Error::new(std::io::Error::other("gone\u{7}")).context("read a\nerror: \u{1b}[2J");
+        assert_eq!(describe(&e), "read a\\nerror: \\u001b[2J\n  because: gone\\u0007");
+        let e = Error::new(Lines(vec!["2 mistakes:".into(), "a\u{1b}".into()]));
+        assert_eq!(describe(&e), "2 mistakes:\na\\u001b");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod exit;
 mod files;
 mod glob;
 mod orthogonalize;
+mod output;
 mod plan;
 mod schedules;
 mod tables;
@@ -18,25 +19,45 @@ mod train;
 mod tune;
 mod verify;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Command};
 use exit::Ended;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(&cli.command) {
+    let ended = match Cli::try_parse() {
+        Ok(cli) => run(&cli.command),
+        Err(error) => parser_said(&error),
+    };
+    match ended {
         Ok(ended) => ended.into(),
         // The reader of our output has seen enough (`muon schedules | head`).
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", exit::describe(&error));
+            terminal::to_stderr(&format!("error: {}", exit::describe(&error)));
             exit::code(&error)
         }
     }
+}
+
+/// Help and version go to standard output, mistakes to standard error, where a failed write has nobody to be told to.
+fn parser_said(error: &clap::Error) -> Result<Ended> {
+    if error.use_stderr() {
+        // An argument that could command the terminal is repeated without colours, and without such commands.
+        let hostile = |arg: std::ffi::OsString| arg.to_string_lossy().chars().any(char::is_control);
+        if std::env::args_os().any(hostile) {
+            terminal::to_stderr(output::plain_lines(&error.render().to_string()).trim_end());
+        } else {
+            let _ = error.print();
+        }
+        return Ok(Ended::Misused);
+    }
+    error.print().context("standard output")?;
+    Ok(Ended::Well)
 }
 
 fn run(command: &Command) -> Result<Ended> {
@@ -50,12 +71,11 @@ fn run(command: &Command) -> Result<Ended> {
         Command::Plan(args) => plan::plan(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Completions(args) => {
-            clap_complete::generate(
-                args.shell,
-                &mut Cli::command(),
-                "muon",
-                &mut std::io::stdout(),
-            );
+            // The generator panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut Cli::command(), "muon", &mut script);
+            let mut stdout = std::io::stdout().lock();
+            stdout.write_all(&script).and_then(|()| stdout.flush()).context("standard output")?;
             Ok(Ended::Well)
         }
     }

@@ -1,9 +1,18 @@
 //! Notes and progress on standard error, and the wish to stop.
 
+use std::io::Write as _;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use muon_cuda::Printable;
+
+use crate::output::plain_lines;
+
+/// A message on standard error; where that cannot be written, nobody can be told.
+pub(crate) fn to_stderr(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
 
 /// Notes for people; results go to standard output instead.
 #[derive(Debug)]
@@ -23,7 +32,7 @@ impl Notes {
     /// One note.
     pub(crate) fn say(&self, text: &str) {
         if !self.quiet {
-            self.bars.suspend(|| eprintln!("{text}"));
+            self.bars.suspend(|| to_stderr(&plain_lines(text)));
         }
     }
 
@@ -36,14 +45,20 @@ impl Notes {
         ) {
             bar.set_style(style.progress_chars("━━─"));
         }
-        bar.set_prefix(name.to_owned());
+        bar.set_prefix(Printable(name).to_string());
         bar
     }
 }
 
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Whether the user wants to stop; nothing waits for Ctrl-C yet where nobody called [`stop_requested`].
+pub(crate) fn is_stopping() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
 /// Set by the first Ctrl-C; the second one ends the program on the spot.
 pub(crate) fn stop_requested() -> &'static AtomicBool {
-    static STOP: AtomicBool = AtomicBool::new(false);
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
         // Without a handler Ctrl-C ends the program at once; the last checkpoint still is whole.
@@ -51,6 +66,7 @@ pub(crate) fn stop_requested() -> &'static AtomicBool {
             if STOP.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
+            to_stderr("stopping after what is being done; Ctrl-C again ends at once");
         });
     });
     &STOP

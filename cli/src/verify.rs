@@ -73,7 +73,7 @@ fn print_table(
             if c.passed() { "ok".into() } else { "FAILED".into() },
         ]);
     }
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     writeln!(
         stdout,
         "{} recorded with {}, replayed on {}\n{table}",
@@ -120,7 +120,7 @@ fn print_json(
                 .collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     });
-    writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(&document)?)?;
+    writeln!(crate::output::stdout(), "{}", serde_json::to_string_pretty(&document)?)?;
     Ok(())
 }
 

@@ -39,3 +39,25 @@ fn the_same_for_programs() {
     assert_eq!(value["devices"], serde_json::json!([]));
     assert_eq!(value["kernel_cache"]["entries"], 0);
 }
+
+#[test]
+fn a_cache_that_cannot_be_written_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "no directory").unwrap();
+    let doctor = |cache: &Path, args: &[&str]| {
+        let mut command = command(Path::new("."), args);
+        command.env("LD_LIBRARY_PATH", directory.path()).env("MUON_CUDA_CACHE_DIR", cache);
+        said(command.output().unwrap()).out
+    };
+    let out = doctor(&file.join("below"), &["doctor"]);
+    assert!(out.contains("NOT WRITABLE: nothing can be written to"), "{out}");
+    assert!(out.contains("kernels are compiled at every start"), "{out}");
+    let out = doctor(&file.join("below"), &["doctor", "--json"]);
+    let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(value["kernel_cache"]["problem"].is_string(), "{value}");
+    // One that can be made is fine, and is not made.
+    let out = doctor(&directory.path().join("new/cache"), &["doctor"]);
+    assert!(!out.contains("NOT WRITABLE"), "{out}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+}

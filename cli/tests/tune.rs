@@ -88,7 +88,9 @@ fn a_study_writes_its_record_schedules_and_charts_and_is_reproducible() {
     );
     assert!(fs::read_to_string(a.join("errors.svg")).unwrap().contains("share"));
 
-    ok(dir.path(), &tiny(&["--out", "b", "--jobs", "3"]));
+    // The legend explains the columns that are there, and no other.
+    let out = ok(dir.path(), &tiny(&["--out", "b", "--jobs", "3"])).out;
+    assert!(out.contains("n³: ") && !out.contains("held out") && !out.contains("µs"), "{out}");
     assert_eq!(record(&dir.path().join("b")), found);
     ok(dir.path(), &tiny(&["--out", "c", "--seed", "1"]));
     assert_ne!(record(&dir.path().join("c"))["tuned"], found["tuned"]);
@@ -96,7 +98,9 @@ fn a_study_writes_its_record_schedules_and_charts_and_is_reproducible() {
 
     // Families that are held out are reported and change nothing else.
     fs::write(dir.path().join("held"), "# judged on\nlognormal:1\nproduct:2\n").unwrap();
-    ok(dir.path(), &tiny(&["--out", "d", "--held-out", "held"]));
+    let out = ok(dir.path(), &tiny(&["--out", "d", "--held-out", "held"])).out;
+    assert!(out.contains("┆ held out") || out.contains("held out ┆"), "{out}");
+    assert!(out.contains("held out: the worst"), "{out}");
     let mut held = record(&dir.path().join("d"));
     for e in ["tuned", "published"].iter().flat_map(|k| held[*k].as_array().unwrap().clone()) {
         let errors = e["held_out"]["to_polar"].as_array();
@@ -115,7 +119,7 @@ fn a_roofline_is_the_bound_of_the_plan() {
     let dir = tempfile::tempdir().unwrap();
     let cost = ["--cost", "roofline:a100", "--method", "any", "--precision", "f32", "--out", "a"];
     let out = ok(dir.path(), &tiny(&cost)).out;
-    assert!(out.contains("µs on a100"), "{out}");
+    assert!(out.contains("µs on a100") && !out.contains("n³: "), "{out}");
     let found = record(&dir.path().join("a"));
     assert_eq!(found["settings"]["cost"], "roofline:a100");
     for e in found["tuned"].as_array().unwrap() {
@@ -250,8 +254,8 @@ fn what_cannot_be_done_is_refused_before_anything_is_written() {
         (&["--spectra", "none.safetensors"], 1, "none.safetensors"),
         (&["--spectrum", "gausian"], 2, "did you mean `gaussian`"),
         (&["--spectrum", "power:-1"], 2, "the exponent"),
-        (&["--time", "0"], 2, "a budget of 0 seconds"),
-        (&["--evaluations", "0"], 2, "a budget of 0 evaluations"),
+        (&["--time", "0"], 2, "expected at least 1"),
+        (&["--evaluations", "0"], 2, "expected at least 1"),
         (&["--max-cost", "3"], 2, "--max-cost"),
         (&["--cost", "roofline:h1000"], 2, "known are h100"),
         (&["--cost", "time"], 2, "roofline:PROFILE"),

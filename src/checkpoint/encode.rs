@@ -51,7 +51,7 @@ impl<'a> TensorSet<'a> {
             ));
         }
         if self.0.contains_key(name) {
-            return Err(Error::duplicate_name(name));
+            return Err(Error::duplicate_tensor(name));
         }
         self.0.insert(name.to_owned(), Pending { dtype, shape: shape.to_vec(), bytes });
         Ok(())

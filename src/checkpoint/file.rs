@@ -1,11 +1,12 @@
 //! A safetensors file in memory: read from disk in bounded steps, checked, and cut into tensors.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::path::Path;
 
 use super::dtype::{Element, TensorDtype};
 use super::layout::{Entry, LENGTH_BYTES, Layout, header_len};
+use super::read::refuse_irregular;
 use crate::error::{Error, Result, ResultExt};
 
 /// The bytes of a file and the layout its header describes.
@@ -32,13 +33,7 @@ impl RawFile {
 
     /// Reads the header first: what a lying one announces is neither allocated nor read.
     fn read(path: &Path) -> Result<Self> {
-        // Asked before opening: opening a pipe would wait for a writer.
-        let found = std::fs::metadata(path).map_err(|e| Error::io(path, "read", e))?;
-        if !found.is_file() {
-            let what = if found.is_dir() { "a directory" } else { "no regular file" };
-            let e = std::io::Error::new(ErrorKind::InvalidInput, format!("the path is {what}"));
-            return Err(Error::io(path, "read", e));
-        }
+        refuse_irregular(path)?;
         let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
         let len = file.metadata().map_err(|e| Error::io(path, "read", e))?.len();
         let len = usize::try_from(len).map_err(|_| {

@@ -5,6 +5,7 @@
 //! | [`Writer`], [`Reader`] | a checkpoint: tensors, the caller's JSON, and a digest over both |
 //! | [`TensorFileWriter`], [`TensorFile`] | plain safetensors of any origin, read as strictly |
 //! | [`replace_file`] | any other file, replaced as safely |
+//! | [`read_file`], [`read_text_file`] | any other file, read up to a limit |
 //!
 //! # Format
 //!
@@ -55,6 +56,7 @@ mod dtype;
 mod encode;
 mod file;
 mod layout;
+mod read;
 mod tensor_file;
 
 #[cfg(test)]
@@ -65,4 +67,5 @@ mod damage_tests;
 pub use atomic::replace_file;
 pub use container::{DIGEST_OFFSET, Reader, VERSION, Writer};
 pub use dtype::{Element, TensorDtype};
+pub use read::{read_file, read_text_file};
 pub use tensor_file::{TensorFile, TensorFileWriter};

@@ -1,8 +1,6 @@
 //! Schedules as TOML files: strict reading, exact writing, and names that mean a preset or a file.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Read as _;
 use std::ops::Range;
 use std::path::Path;
 
@@ -10,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::{CoefficientSchedule, Normalization, OddPolynomial, Provenance, Tail, presets};
+use crate::checkpoint::read_text_file;
 use crate::error::{Error, Result, ResultExt as _};
 
 /// Largest file read: a schedule of 32 polynomials is 4 KiB. Bounds what a wrong path can cost.
@@ -184,11 +183,8 @@ impl CoefficientSchedule {
     /// message begins with the path.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|e| Error::io(path, "read a coefficient schedule", e))?;
-        Self::from_bytes(&bytes).context(|| path.display().to_string())
+        let text = read_text_file(path, MAX_BYTES)?;
+        Self::from_toml_str(&text).context(|| path.display().to_string())
     }
 
     /// The preset of that name, or else the schedule in the file at that path.
@@ -210,21 +206,6 @@ impl CoefficientSchedule {
         } else {
             Err(unknown)
         }
-    }
-
-    fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        if u64::try_from(bytes.len()).map_or(true, |len| len > MAX_BYTES) {
-            return Err(Error::parse(format!(
-                "a coefficient schedule file has at most {MAX_BYTES} bytes, found more"
-            )));
-        }
-        let text = std::str::from_utf8(bytes).map_err(|e| {
-            Error::parse(format!(
-                "a coefficient schedule file is UTF-8 text, found another byte at {}",
-                e.valid_up_to()
-            ))
-        })?;
-        Self::from_toml_str(text)
     }
 }
 

@@ -15,4 +15,4 @@ pub use factor::NonicFactors;
 pub use generate::{Generator, Provenance};
 pub use polynomial::OddPolynomial;
 pub use properties::{GemmCost, LIFTED, PRESET_SAFETY, SAFE_IMAGE, ScheduleProperties};
-pub use schedule::{CoefficientSchedule, Normalization, Tail};
+pub use schedule::{CoefficientSchedule, MOST_POLYNOMIALS, Normalization, Tail};

@@ -81,6 +81,22 @@ impl Cache {
         self.0.as_deref()
     }
 
+    /// Why no entry can be kept, if none can: makes a file there and removes it.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let directory = self.0.as_deref()?;
+        // What is not there yet would be made in the nearest directory that is.
+        let there = directory.ancestors().find(|path| fs::symlink_metadata(path).is_ok());
+        let there = there.unwrap_or(Path::new("."));
+        let probe = there.join(format!(".muon-cuda-probe-{}", std::process::id()));
+        let made = fs::OpenOptions::new().write(true).create_new(true).open(&probe);
+        let error = made.and_then(|_| fs::remove_file(&probe)).err()?;
+        Some(format!(
+            "nothing can be written to {}: {error}; kernels are compiled at every start; make it writable, or name \
+             another directory in MUON_CUDA_CACHE_DIR",
+            there.display()
+        ))
+    }
+
     /// The image of a key, if an undamaged one is there.
     pub(crate) fn get(&self, key: &Key) -> Option<Vec<u8>> {
         let entry = fs::read(self.0.as_ref()?.join(&key.file_name)).ok()?;

@@ -65,6 +65,8 @@ pub struct KernelCache {
     pub directory: Option<PathBuf>,
     /// Entries in it.
     pub entries: usize,
+    /// Why nothing can be kept there; none where something can, and where the cache is off.
+    pub problem: Option<String>,
 }
 
 impl Diagnosis {
@@ -77,7 +79,7 @@ impl Diagnosis {
 }
 
 /// Looks at this machine. Loads the libraries that are here and compiles an empty kernel; creates no
-/// context on any device.
+/// context on any device. Whether the cache can be written is found out by making a file in it and removing it.
 #[must_use]
 pub fn diagnose() -> Diagnosis {
     let mut devices = Vec::new();
@@ -102,7 +104,8 @@ pub fn diagnose() -> Diagnosis {
         Ok(driver) => preflight::fits(driver, &cublas_lt).map(|()| cublas_lt),
         Err(_) => Ok(cublas_lt),
     });
-    let directory = Cache::from_env().directory().map(PathBuf::from);
+    let cache = Cache::from_env();
+    let directory = cache.directory().map(PathBuf::from);
     let entries = directory
         .as_ref()
         .and_then(|directory| std::fs::read_dir(directory).ok())
@@ -116,7 +119,7 @@ pub fn diagnose() -> Diagnosis {
         nvrtc,
         cublas_lt: toolkit(cublas_lt),
         devices,
-        kernel_cache: KernelCache { directory, entries },
+        kernel_cache: KernelCache { directory, entries, problem: cache.problem() },
     }
 }
 

@@ -35,6 +35,8 @@ enum Stage {
 pub(super) struct Scratch {
     /// For each parameter, its position among the step's tensors if it has a gradient.
     tensor_of_param: Vec<Option<usize>>,
+    /// For each parameter, its position among the step's tensors, with a gradient or without.
+    given: Vec<Option<usize>>,
     ranges: Vec<(usize, usize, usize)>,
     jobs: Vec<MatrixJob>,
     adamw: Vec<AdamWJob>,
@@ -94,8 +96,9 @@ impl<D: Device> Muon<D> {
     ) -> Result<()> {
         options.validate().context(|| "step options")?;
         self.refuse_torn()?;
-        self.prepare_plan()?;
-        self.match_tensors(tensors)
+        // Before the plan: what is wrong with the tensors is said as that.
+        self.match_tensors(tensors)?;
+        self.prepare_plan()
     }
 
     /// The stages of a step, in order; `scratch.stage` says how far it came.
@@ -248,8 +251,8 @@ impl<D: Device> Muon<D> {
         tensors: &[StepTensor<'_, D>],
     ) -> Result<Vec<SpectrumRecord>> {
         options.validate().context(|| "step options")?;
-        self.prepare_plan()?;
         self.match_tensors(tensors)?;
+        self.prepare_plan()?;
         let mut records = Vec::new();
         let Some(planned) = &self.planned else { return Ok(records) };
         let plan = &planned.plan;
@@ -281,12 +284,17 @@ impl<D: Device> Muon<D> {
         let scratch = &mut self.scratch;
         scratch.tensor_of_param.clear();
         scratch.tensor_of_param.resize(self.params.len(), None);
+        scratch.given.clear();
+        scratch.given.resize(self.params.len(), None);
         scratch.ranges.clear();
         for (i, t) in tensors.iter().enumerate() {
             let position = position_of(self.owner, &self.positions, t.id)
                 .context(|| format!("tensor {i} of the step"))?;
             let param = &self.params[position];
             let name = &param.spec.name;
+            if let Some(first) = scratch.given[position].replace(i) {
+                return Err(Error::given_twice(name, first, i));
+            }
             let buffer = D::param_buffer(&t.param);
             if buffer.dtype != param.spec.dtype {
                 return Err(Error::dtype_mismatch(
@@ -324,9 +332,7 @@ impl<D: Device> Muon<D> {
                      state that belongs to them"
                 )));
             }
-            if scratch.tensor_of_param[position].replace(i).is_some() {
-                return Err(Error::duplicate_name(name).context("step"));
-            }
+            scratch.tensor_of_param[position] = Some(i);
         }
         // The same memory under two names would be stepped twice (tied weights are one parameter).
         scratch.ranges.sort_unstable();

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Spectrum, singular_values};
+use crate::checkpoint::read_text_file;
 use crate::error::{Error, Result, ResultExt as _};
 use crate::shape::MatrixShape;
 
@@ -15,6 +16,9 @@ pub const BINS_PER_OCTAVE: i32 = 8;
 
 /// `log₂(σ/‖X‖_F)` below which a singular value is counted as zero: no schedule lifts it.
 pub const LOWEST_OCTAVE: i32 = -40;
+
+/// Longest short side of a recorded matrix: bounds what a line of a file can cost.
+const MOST_VALUES: usize = 1 << 20;
 
 /// The histogram of the singular values of one matrix at one step.
 ///
@@ -72,7 +76,7 @@ impl SpectrumRecord {
     /// The spectrum it describes: the values of a bin are spread evenly, in the logarithm, over it.
     ///
     /// # Errors
-    /// Counts that do not add up to the short side, a bin outside `[8·−40, 0]`, a zero matrix.
+    /// Counts that do not add up to the short side, a bin outside `[8·−40, 0]`, a zero matrix, a short side above 2²⁰.
     pub fn spectrum(&self) -> Result<Spectrum> {
         let shape = MatrixShape { rows: self.rows, cols: self.cols };
         let what = || format!("recorded spectrum `{}` of step {}", self.name, self.step);
@@ -92,6 +96,10 @@ impl SpectrumRecord {
                 counted.map_or_else(|| "more than fit".to_owned(), |n| n.to_string()),
             )
             .context(what()));
+        }
+        if shape.short() > MOST_VALUES || shape.rows.checked_mul(shape.cols).is_none() {
+            let most = format!("a matrix with a short side of at most {MOST_VALUES}");
+            return Err(Error::shape_mismatch("recorded spectrum", most, shape).context(what()));
         }
         let mut values = vec![0.0; self.zeros];
         for (&k, &count) in &self.bins {
@@ -138,17 +146,20 @@ pub struct Recording {
     pub truncated: bool,
 }
 
+/// Largest recording that is read, 4 GiB: ten thousand steps of a thousand matrices.
+const MOST_BYTES: u64 = 4 << 30;
+
 /// Reads a file of records, one JSON object a line.
 ///
 /// A last line without a newline that does not parse is what a killed writer leaves behind; it is
 /// left out and reported. Any other line that does not parse is an error. Empty lines are skipped.
 ///
 /// # Errors
-/// A file that cannot be read or is not UTF-8, a line that is no record (with its number).
+/// A file that cannot be read, is no regular file, is larger than 4 GiB or not UTF-8; a line that is no record (with
+/// its number).
 pub fn read_records(path: impl AsRef<Path>) -> Result<Recording> {
     let path = path.as_ref();
-    let text =
-        std::fs::read_to_string(path).map_err(|e| Error::io(path, "read recorded spectra", e))?;
+    let text = read_text_file(path, MOST_BYTES).context(|| "recorded spectra")?;
     parse_records(&text).context(|| path.display().to_string())
 }
 
@@ -239,6 +250,12 @@ mod tests {
         };
         assert!(refused(&|r| r.zeros = 2).contains("expected 3, found 4"));
         assert!(refused(&|r| r.zeros = usize::MAX).contains("more than fit"));
+        // Counts that agree with a shape that is a lie.
+        let consistent = refused(&|r| {
+            (r.rows, r.cols, r.zeros) = (usize::MAX, usize::MAX, usize::MAX);
+            r.bins.clear();
+        });
+        assert!(consistent.contains("a short side of at most 1048576"), "{consistent}");
         assert!(refused(&|r| r.bins.extend([(1, 1)])).contains("bin `1`"));
         assert!(refused(&|r| r.bins.extend([(-999, 1)])).contains("bin `-999`"));
     }

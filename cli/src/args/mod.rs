@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::orthogonalize::compare::CompareArgs;
 
+mod limits;
 mod orthogonalize;
 mod plan;
 mod schedules;
@@ -14,6 +15,7 @@ mod train;
 mod tune;
 mod verify;
 
+use limits::positive;
 pub(crate) use orthogonalize::OrthogonalizeArgs;
 pub(crate) use plan::{ElementName, PlanArgs};
 pub(crate) use schedules::SchedulesArgs;
@@ -129,13 +131,5 @@ impl From<PrecisionName> for Precision {
             PrecisionName::Bf16 => Self::Bf16,
             PrecisionName::Fp16 => Self::Fp16,
         }
-    }
-}
-
-fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("expected at least 1".into()),
-        Ok(n) => Ok(n),
-        Err(_) => Err("expected a whole number".into()),
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{PrecisionName, positive};
+use super::{PrecisionName, limits, positive};
 use crate::devices::DeviceName;
 use crate::train::config::LrScheduleName;
 
@@ -57,7 +57,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) task: Option<TaskName>,
 
-    /// Text to learn from, any bytes; a tenth is held out [default: Cicero, De finibus I, embedded]
+    /// Text to learn from, a file of any bytes, at most 1 GiB, since it is held in memory by each run; a tenth is held out
+    /// [default: Cicero, De finibus I, embedded]
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
 
@@ -75,7 +76,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "iterations")]
     pub(crate) schedules: Vec<PathBuf>,
 
-    /// Iterations of each schedule, where its tail allows another number than its own
+    /// Iterations of each schedule, at most 128, where its tail allows another number than its own
     #[arg(long, value_name = "N")]
     pub(crate) iterations: Option<usize>,
 
@@ -100,24 +101,25 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "B")]
     pub(crate) momentum: Option<f64>,
 
-    /// Optimizer steps of each run
-    #[arg(long, default_value_t = 300, value_name = "N", value_parser = positive)]
+    /// Optimizer steps of each run, at most 100000000: the loss of every step is kept
+    #[arg(long, default_value_t = 300, value_name = "N", value_parser = limits::steps)]
     pub(crate) steps: usize,
 
-    /// Samples, or windows of text, a step [default: 128, or 16 windows]
+    /// Samples, at most as many as there are to train on, or windows of text, a step [default: 128, or 16 windows]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) batch_size: Option<usize>,
 
-    /// Widths of the perceptron's hidden layers [default: 128,128]
+    /// Widths of the perceptron's hidden layers, at most 64 of them; a run may need 16 GiB of memory, as far as is known
+    /// beforehand [default: 128,128]
     #[arg(long, value_delimiter = ',', value_name = "N,N…", value_parser = positive)]
     pub(crate) hidden: Vec<usize>,
 
-    /// Width of the transformer [default: 64]
+    /// Width of the transformer; a run may need 16 GiB of memory, as far as is known beforehand [default: 64]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) width: Option<usize>,
 
-    /// Layers of the transformer [default: 2]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    /// Layers of the transformer, at most 1000: their parameters are registered one by one [default: 2]
+    #[arg(long, value_name = "N", value_parser = limits::layers)]
     pub(crate) layers: Option<usize>,
 
     /// Attention heads of the transformer, a divisor of its width [default: 2]
@@ -132,8 +134,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub(crate) seed: u64,
 
-    /// Number of seeds, counted up from --seed; the table gives mean ± standard deviation
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    /// Number of seeds, at most 10000, counted up from --seed; the table gives mean ± standard deviation
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = limits::seeds)]
     pub(crate) seeds: usize,
 
     /// Where the optimizer runs: cpu, reference (the f64 oracle), cuda or cuda:N, emulated (the GPU's kernels executed
@@ -146,12 +148,13 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) precision: Option<PrecisionName>,
 
-    /// Threads of the optimizer in each run; the numbers do not depend on it
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    /// Threads of the optimizer in each run, at most 1024; the numbers do not depend on it
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = limits::threads)]
     pub(crate) threads: usize,
 
-    /// Runs at the same time [default: 1, or all cores for a grid or several seeds]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    /// Runs at the same time, at most 1024, all their threads together too [default: 1, or all cores for a grid or several
+    /// seeds]
+    #[arg(long, value_name = "N", value_parser = limits::threads)]
     pub(crate) jobs: Option<usize>,
 
     /// Output directory, made if it is not there

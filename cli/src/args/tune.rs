@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::tune::cost::CostModel;
 
-use super::positive;
+use super::limits;
 
 /// Search coefficient schedules for your spectra, precision and budget
 ///
@@ -86,7 +86,7 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) held_out: Option<PathBuf>,
 
-    /// Numbers of iterations to try
+    /// Numbers of iterations to try, 1 to 8 each
     #[arg(long, default_value = "3,4,5", value_delimiter = ',', value_name = "N,N…")]
     pub(crate) iterations: Vec<usize>,
 
@@ -143,16 +143,16 @@ pub(crate) struct TuneArgs {
     #[arg(long, default_value_t = 12, value_name = "N")]
     pub(crate) polish: usize,
 
-    /// Evaluations of each polish
-    #[arg(long, default_value_t = 3000, value_name = "N")]
+    /// Evaluations of each polish, at most 10000000
+    #[arg(long, default_value_t = 3000, value_name = "N", value_parser = limits::evaluations)]
     pub(crate) evaluations: usize,
 
-    /// Stop searching after that long; what is found so far is reported [default: when all is done]
-    #[arg(long, value_name = "SECONDS")]
+    /// Stop searching after that long, at most a year; what is found so far is reported [default: when all is done]
+    #[arg(long, value_name = "SECONDS", value_parser = limits::seconds)]
     pub(crate) time: Option<u64>,
 
-    /// Threads [default: all cores]; the result does not depend on it
-    #[arg(long, value_name = "N", value_parser = positive)]
+    /// Threads, at most 1024 [default: all cores]; the result does not depend on it
+    #[arg(long, value_name = "N", value_parser = limits::threads)]
     pub(crate) jobs: Option<usize>,
 
     /// Output directory, made if it is not there

@@ -9,6 +9,15 @@ pub(crate) struct Axis {
     pub(crate) range: (f64, f64),
     /// Its spacing.
     pub(crate) scale: Scale,
+    /// Values that are named, ascending; round ones where there are none.
+    pub(crate) named: Vec<f64>,
+}
+
+impl Axis {
+    /// An axis with round values named.
+    pub(crate) fn new(title: impl Into<String>, range: (f64, f64), scale: Scale) -> Self {
+        Self { title: title.into(), range, scale, named: Vec::new() }
+    }
 }
 
 /// Spacing of an axis.
@@ -29,9 +38,12 @@ pub(super) fn fraction(axis: &Axis, value: f64) -> f64 {
     }
 }
 
-/// Round values inside the range with their names.
+/// The values that are named, or round ones inside the range, with their names.
 pub(super) fn ticks(axis: &Axis) -> Vec<(f64, String)> {
     let (low, high) = axis.range;
+    if !axis.named.is_empty() {
+        return axis.named.iter().map(|v| (*v, v.to_string())).collect();
+    }
     match axis.scale {
         // Less than two decades: their halves and fifths too, so that there is something to read.
         Scale::Log if high / low < 100.0 => (-30i32..=30)
@@ -66,6 +78,27 @@ pub(super) fn ticks(axis: &Axis) -> Vec<(f64, String)> {
     }
 }
 
+/// The row below the axis that each name stands in, from 0, so that none covers another; the places are on the paper.
+pub(super) fn rows(names: &[(f64, String)]) -> Vec<usize> {
+    // Where each row is taken up to.
+    let mut ends: Vec<f64> = Vec::new();
+    names
+        .iter()
+        .map(|(at, name)| {
+            let half = 0.5 * LETTER * name.chars().count() as f64;
+            let row = ends.iter().position(|end| at - half >= *end).unwrap_or(ends.len());
+            if row == ends.len() {
+                ends.push(f64::NEG_INFINITY);
+            }
+            ends[row] = at + half + LETTER;
+            row
+        })
+        .collect()
+}
+
+/// Width of a letter of a name, and of the space between two names.
+const LETTER: f64 = 7.8;
+
 /// One significant digit in the usual notation, or with an exponent where that would be long.
 fn short(v: f64) -> String {
     if (1e-4..1e5).contains(&v) { format!("{}", (v * 1e6).round() / 1e6) } else { format!("{v:e}") }
@@ -96,7 +129,7 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_inside() {
-        let axis = |range, scale| Axis { title: String::new(), range, scale };
+        let axis = |range, scale| Axis::new("", range, scale);
         let names = |a: &Axis| ticks(a).into_iter().map(|t| t.1).collect::<Vec<_>>();
         assert_eq!(
             names(&axis((0.0, 300.0), Scale::Linear)),
@@ -110,5 +143,15 @@ mod tests {
         let narrow = names(&axis((0.009, 0.11), Scale::Log));
         assert_eq!(narrow, ["0.01", "0.02", "0.05", "0.1"]);
         assert_eq!(names(&axis((1e-12, 10.0), Scale::Log)).last().unwrap(), "10¹");
+        let mut rates = axis((0.01, 0.1), Scale::Log);
+        rates.named = vec![0.015, 0.02, 0.07];
+        assert_eq!(names(&rates), ["0.015", "0.02", "0.07"]);
+    }
+
+    #[test]
+    fn names_that_would_cover_each_other_go_to_another_row() {
+        let names = |at: &[f64]| at.iter().map(|x| (*x, "0.02".to_owned())).collect::<Vec<_>>();
+        assert_eq!(rows(&names(&[0.0, 100.0, 200.0])), [0, 0, 0]);
+        assert_eq!(rows(&names(&[0.0, 10.0, 20.0, 30.0, 45.0])), [0, 1, 2, 3, 0]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Once;
 
+use muon_cuda::Printable;
 use plotters::backend::DrawingBackend;
 use plotters::coord::Shift;
 use plotters::element::{PathElement, Polygon, Text};
@@ -12,9 +13,9 @@ use plotters::style::{
     register_font,
 };
 
-use super::axis::{Axis, Scale, fraction, ticks};
-use super::marks::heights;
-use super::{Chart, Line, Mark, Side, Weight, blend};
+use super::axis::{Axis, Scale, fraction, rows, ticks};
+use super::marks::{Place, leader, places};
+use super::{Chart, Line, Mark, Side, TICK_ROW, Weight, blend, shown};
 
 const INK: RGBColor = RGBColor(34, 34, 34);
 const SOFT_INK: RGBColor = RGBColor(105, 105, 105);
@@ -32,6 +33,9 @@ pub(super) struct Drawing<'a, B: DrawingBackend> {
     /// Left, top, right, bottom of the plot.
     pub(super) frame: [f64; 4],
 }
+
+/// Where a mark is on the paper, the mark, and where its label goes.
+type PlacedMark<'a> = ((f64, f64), &'a Mark, Place);
 
 impl<B: DrawingBackend> Drawing<'_, B> {
     /// Draws everything.
@@ -62,22 +66,32 @@ impl<B: DrawingBackend> Drawing<'_, B> {
             self.path(&[(left, y), (right, y)], GRID, 1.0)?;
             self.text(&name, (left - 9.0, y), 13.0, SOFT_INK, Anchor::Right, FontStyle::Normal)?;
         }
-        for (value, name) in ticks(&self.chart.x) {
-            let x = self.x(value);
-            self.path(&[(x, top), (x, bottom)], GRID, 1.0)?;
-            self.text(&name, (x, bottom + 9.0), 13.0, SOFT_INK, Anchor::Top, FontStyle::Normal)?;
+        let names: Vec<(f64, String)> =
+            ticks(&self.chart.x).into_iter().map(|(value, name)| (self.x(value), name)).collect();
+        let rows = rows(&names);
+        for ((x, name), row) in names.iter().zip(&rows) {
+            self.path(&[(*x, top), (*x, bottom)], GRID, 1.0)?;
+            let place = (*x, bottom + 9.0 + TICK_ROW * *row as f64);
+            self.text(name, place, 13.0, SOFT_INK, Anchor::Top, FontStyle::Normal)?;
         }
         self.path(&[(left, bottom), (right, bottom)], SOFT_INK, 1.2)?;
         let middle = (left + right) / 2.0;
-        let x_title = (middle, bottom + 32.0);
+        let below = rows.iter().copied().max().unwrap_or(0) as f64;
+        let x_title = (middle, bottom + 32.0 + TICK_ROW * below);
         self.text(&self.chart.x.title, x_title, 13.5, INK, Anchor::Top, FontStyle::Normal)?;
         let y_title = (20.0, (top + bottom) / 2.0);
         self.text(&self.chart.y.title, y_title, 13.5, INK, Anchor::Turned, FontStyle::Normal)?;
+        let marks = self.placed_marks();
+        // Paper below a label, so that the grid does not cross it; over no line and no point.
+        for ((x, y), mark, place) in &marks {
+            let [l, t, r, b] = place.area((*x, *y), &mark.label);
+            self.polygon(&[(l, t), (r, t), (r, b), (l, b)], PAPER)?;
+        }
         for line in &self.chart.lines {
             self.line(line)?;
         }
         self.labels()?;
-        self.marks()?;
+        self.marks(&marks)?;
         self.area.present().map_err(|e| e.to_string())
     }
 
@@ -88,25 +102,23 @@ impl<B: DrawingBackend> Drawing<'_, B> {
             Weight::Normal => (line.color, 2.0),
             Weight::Strong => (line.color, 3.0),
         };
+        self.parts(line).iter().try_for_each(|part| self.path(part, color, width))
+    }
+
+    /// The line on the paper, in the pieces that it is drawn in.
+    fn parts(&self, line: &Line) -> Vec<Vec<(f64, f64)>> {
         let visible = |p: &(f64, f64)| {
             let ok = |v: f64, a: &Axis| v.is_finite() && (a.scale == Scale::Linear || v > 0.0);
             ok(p.0, &self.chart.x) && ok(p.1, &self.chart.y)
         };
-        for part in line.points.split(|p| !visible(p)) {
-            let points: Vec<(f64, f64)> = part
-                .iter()
-                .map(|p| (self.x(p.0), self.y(p.1).clamp(self.frame[1], self.frame[3])))
-                .collect();
-            if points.len() > 1 {
-                self.path(&points, color, width)?;
-            }
-        }
-        Ok(())
+        let on_paper =
+            |p: &(f64, f64)| (self.x(p.0), self.y(p.1).clamp(self.frame[1], self.frame[3]));
+        let parts = line.points.split(|p| !visible(p)).filter(|part| part.len() > 1);
+        parts.map(|part| part.iter().map(on_paper).collect()).collect()
     }
 
-    /// Diamonds with labels that do not cover each other, a thin leader to those that had to move.
-    fn marks(&self) -> Result<(), String> {
-        const SIZE: f64 = 4.5;
+    /// The points in the frame with the places of their labels.
+    fn placed_marks(&self) -> Vec<PlacedMark<'_>> {
         let [left, top, right, bottom] = self.frame;
         let points: Vec<((f64, f64), &Mark)> = self
             .marks
@@ -114,19 +126,27 @@ impl<B: DrawingBackend> Drawing<'_, B> {
             .map(|mark| ((self.x(mark.at.0), self.y(mark.at.1)), mark))
             .filter(|((x, y), _)| (left..=right).contains(x) && (top..=bottom).contains(y))
             .collect();
-        for (((x, y), mark), height) in points.iter().zip(heights(&points, top, bottom)) {
+        let lines: Vec<Vec<(f64, f64)>> =
+            self.chart.lines.iter().flat_map(|line| self.parts(line)).collect();
+        let places = places(&points, &lines, self.frame);
+        points.into_iter().zip(places).map(|((at, mark), place)| (at, mark, place)).collect()
+    }
+
+    /// Diamonds with labels that no other label and no line covers, a thin leader to those that had to move.
+    fn marks(&self, marks: &[PlacedMark<'_>]) -> Result<(), String> {
+        const SIZE: f64 = 4.5;
+        for ((x, y), mark, place) in marks {
             let corners = [(*x, y - SIZE), (x + SIZE, *y), (*x, y + SIZE), (x - SIZE, *y)];
             self.polygon(&corners, mark.color)?;
-            let (side, anchor) = match mark.side {
+            let (side, anchor) = match place.side {
                 Side::Right => (1.0, Anchor::Left),
                 Side::LowerLeft => (-1.0, Anchor::Right),
             };
-            if (height - y).abs() > 10.0 {
-                let leader = [(x + side * SIZE, *y), (x + side * (SIZE + 3.0), height)];
+            if let Some(leader) = leader((*x, *y), *place) {
                 self.path(&leader, mark.color, 0.8)?;
             }
-            let place = (x + side * (SIZE + 4.0), height);
-            self.text(&mark.label, place, 12.0, mark.color, anchor, FontStyle::Normal)?;
+            let start = (x + side * (SIZE + 4.0), place.height);
+            self.text(&shown(&mark.label), start, 12.0, mark.color, anchor, FontStyle::Normal)?;
         }
         Ok(())
     }
@@ -153,7 +173,8 @@ impl<B: DrawingBackend> Drawing<'_, B> {
                 Weight::Strong => FontStyle::Bold,
                 Weight::Normal | Weight::Thin | Weight::Faint => FontStyle::Normal,
             };
-            self.text(&line.label, (right + 17.0, y), 13.0, line.color, Anchor::Left, style)?;
+            let label = shown(&line.label);
+            self.text(&label, (right + 17.0, y), 13.0, line.color, Anchor::Left, style)?;
         }
         Ok(())
     }
@@ -205,7 +226,8 @@ impl<B: DrawingBackend> Drawing<'_, B> {
             .into_font()
             .transform(transform);
         let style = TextStyle::from(font).color(&color).pos(Pos::new(h, v));
-        let element = Text::new(text.to_owned(), self.pixel(at), style);
+        // Whatever names are in it: an SVG with a control character is no XML.
+        let element = Text::new(Printable(text).to_string(), self.pixel(at), style);
         self.area.draw(&element).map_err(|e| e.to_string())
     }
 }

@@ -7,6 +7,7 @@ mod marks;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
+use muon_cuda::Printable;
 use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
 use plotters::coord::Shift;
 use plotters::prelude::{DrawingArea, IntoDrawingArea};
@@ -38,6 +39,11 @@ pub(crate) const PNG_SCALE: u32 = 2;
 const SVG_GRID: u32 = 10;
 /// Samples a pixel and direction: plotters draws lines without anti-aliasing.
 const SUPERSAMPLING: u32 = 2;
+
+/// Height of a row of names below the horizontal axis.
+const TICK_ROW: f64 = 14.0;
+/// Letters of the longest label that is drawn whole.
+const LONGEST: usize = 60;
 
 /// How much a line stands out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,10 +183,26 @@ impl Chart {
 
     /// Left, top, right, bottom of the plot, in units of the SVG.
     fn frame(&self) -> [f64; 4] {
-        let longest = self.lines.iter().map(|l| l.label.chars().count()).max().unwrap_or(0);
+        let longest = self.lines.iter().map(|l| shown(&l.label).chars().count()).max().unwrap_or(0);
         let label_width = if longest == 0 { 24.0 } else { 24.0 + 7.4 * longest as f64 };
-        [76.0, 86.0, f64::from(SIZE.0) - label_width, f64::from(SIZE.1) - 58.0]
+        let (left, right) = (76.0, f64::from(SIZE.0) - label_width);
+        let on_paper = |value| left + (right - left) * axis::fraction(&self.x, value);
+        let names: Vec<(f64, String)> =
+            axis::ticks(&self.x).into_iter().map(|(v, name)| (on_paper(v), name)).collect();
+        let rows = axis::rows(&names).into_iter().max().unwrap_or(0);
+        [left, 86.0, right, f64::from(SIZE.1) - 58.0 - TICK_ROW * rows as f64]
     }
+}
+
+/// A label as it is drawn: control characters written out, the middle of a very long one left out.
+fn shown(label: &str) -> String {
+    let letters: Vec<char> = Printable(label).to_string().chars().collect();
+    if letters.len() <= LONGEST {
+        return letters.into_iter().collect();
+    }
+    // What stands behind a name, such as its result, is kept.
+    let (start, end) = (&letters[..LONGEST - 15], &letters[letters.len() - 14..]);
+    start.iter().chain(['…'].iter()).chain(end).collect()
 }
 
 /// That share of the colour, the rest paper.
@@ -216,6 +238,32 @@ fn shrink(pixels: &[u8], width: usize, factor: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_breaks_neither_the_svg_nor_the_paper() {
+        let line = |label: String| Line {
+            label,
+            color: PALETTE[0],
+            weight: Weight::Strong,
+            points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0), (3.0, 2.0)],
+        };
+        let chart = Chart {
+            title: "a\u{1b}[31m\u{0}<b>&amp;\n".into(),
+            subtitle: "\u{202e}\u{9b}".into(),
+            x: Axis::new("x", (0.0, 3.0), Scale::Linear),
+            y: Axis::new("y", (0.0, 3.0), Scale::Linear),
+            band: None,
+            lines: vec![line("\u{7}bell".into()), line("w".repeat(10_000) + "  0.25")],
+        };
+        let svg = chart.svg().unwrap();
+        // Line breaks are the writer's own, between elements.
+        assert!(svg.chars().all(|c| c == '\n' || !c.is_control()), "{svg}");
+        assert!(
+            svg.contains("a\\u001b[31m\\u0000&lt;b&gt;&amp;amp;\\n") && svg.contains("\\u0007bell")
+        );
+        assert!(svg.contains('…') && svg.contains("  0.25") && !svg.contains(&"w".repeat(60)));
+        assert!(!chart.png().unwrap().is_empty());
+    }
 
     #[test]
     fn shrinking_averages() {

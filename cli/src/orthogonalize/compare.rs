@@ -156,7 +156,7 @@ fn cost(
 }
 
 fn print(args: &CompareArgs, systems: &[System]) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     let precision = args.precision.unwrap_or(args.device.default_precision());
     let arithmetic = match args.device {
         DeviceName::Reference => "f64".to_owned(),

@@ -59,7 +59,7 @@ pub(crate) fn orthogonalize(args: &OrthogonalizeArgs) -> Result<Ended> {
     }
     let mut treated = Vec::new();
     for name in &names {
-        bar.set_message(name.clone());
+        bar.set_message(muon_cuda::Printable(name).to_string());
         let (dtype, shape) = (file.dtype(name)?, file.shape(name)?);
         let chosen = args.only.as_ref().is_none_or(|glob| matches(glob, name));
         if chosen && is_matrix(dtype, shape) {
@@ -258,7 +258,7 @@ fn narrow(x: f64) -> f32 {
 }
 
 fn report(args: &OrthogonalizeArgs, treated: &[Treated]) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string_pretty(treated)?)?;
         return Ok(());

@@ -57,7 +57,7 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<Ended> {
         adamw_elements: shapes.adamw_elements,
     });
     let bound = Bound::new(&plan, &cost, profile);
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if args.json {
         let document = document(&shapes, &plan, &cost, profile, &bound);
         writeln!(stdout, "{}", serde_json::to_string_pretty(&document)?)?;

@@ -95,7 +95,7 @@ pub(super) fn print(args: &SchedulesArgs) -> Result<()> {
     }
     let compared =
         schedules.iter().map(|s| compare(s, &predictors, &benches)).collect::<Result<Vec<_>>>()?;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string_pretty(&compared)?)?;
         return Ok(());

@@ -163,10 +163,11 @@ fn text(p: &OddPolynomial) -> String {
     out
 }
 
-/// Four significant digits.
+/// Four significant digits, more for whole numbers.
 pub(crate) fn number(x: f64) -> String {
     match x.abs() {
         a if !a.is_finite() => "unbounded".into(),
+        a if a >= 1e7 => format!("{x:.3e}"),
         a if a >= 1000.0 => format!("{x:.0}"),
         a if a >= 100.0 => format!("{x:.1}"),
         a if a >= 10.0 => format!("{x:.2}"),
@@ -176,7 +177,8 @@ pub(crate) fn number(x: f64) -> String {
 
 /// From … to.
 pub(crate) fn band((low, high): (f64, f64)) -> String {
-    format!("{low:.3}–{high:.3}")
+    let end = |x: f64| if x.abs() < 1e7 { format!("{x:.3}") } else { number(x) };
+    format!("{}–{}", end(low), end(high))
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ pub(crate) mod published;
 use std::io::Write as _;
 
 use anyhow::Result;
-use muon_cuda::CoefficientSchedule;
 use muon_cuda::coefficients::presets;
+use muon_cuda::{CoefficientSchedule, Printable};
 
 use self::facts::Facts;
 use crate::args::SchedulesArgs;
@@ -51,7 +51,7 @@ fn all(args: &SchedulesArgs) -> Result<()> {
     let facts = presets::names()
         .map(|name| Facts::of(&presets::preset(name)?))
         .collect::<Result<Vec<_>>>()?;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string_pretty(&facts)?)?;
         return Ok(());
@@ -93,11 +93,16 @@ fn all(args: &SchedulesArgs) -> Result<()> {
 
 fn one(args: &SchedulesArgs, schedule: &CoefficientSchedule) -> Result<()> {
     let facts = Facts::of(schedule)?;
-    let mut stdout = std::io::stdout().lock();
+    // First: a file that cannot be written is not to be found out below a page of output.
+    if let Some(path) = &args.plot {
+        plot::chart(schedule, &facts).write(path)?;
+    }
+    let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string_pretty(&facts)?)?;
     } else {
-        writeln!(stdout, "{}\nsource: {}\n", facts.name, facts.source)?;
+        let (name, source) = (Printable(&facts.name), Printable(&facts.source));
+        writeln!(stdout, "{name}\nsource: {source}\n")?;
         let mut table =
             table(["iteration", "degree", "polynomial", "slope so far", "band [10⁻³, 1] so far"]);
         for (i, step) in facts.polynomials.iter().enumerate() {
@@ -115,11 +120,8 @@ fn one(args: &SchedulesArgs, schedule: &CoefficientSchedule) -> Result<()> {
         }
         writeln!(stdout, "\n{}", facts::LEGEND)?;
     }
-    if let Some(path) = &args.plot {
-        plot::chart(schedule, &facts).write(path)?;
-        if !args.json {
-            writeln!(stdout, "wrote {}", path.display())?;
-        }
+    if let Some(path) = args.plot.as_ref().filter(|_| !args.json) {
+        writeln!(stdout, "wrote {}", path.display())?;
     }
     Ok(())
 }

@@ -2,9 +2,11 @@
 
 use muon_cuda::CoefficientSchedule;
 
-use super::facts::{Facts, band};
+use super::facts::{Facts, band, number};
 use crate::chart::{Axis, Chart, Line, PALETTE, Scale, Weight, blend};
 
+/// Highest result shown: what diverges runs along the upper edge.
+const HIGHEST: f64 = 100.0;
 /// Points of each line; the chart is about 800 units wide.
 const POINTS: u32 = 1200;
 
@@ -27,26 +29,18 @@ pub(crate) fn chart(schedule: &CoefficientSchedule, facts: &Facts) -> Chart {
             points: sigmas.iter().copied().zip(values.iter().copied()).collect(),
         });
     }
-    let top = lines.iter().flat_map(|l| &l.points).map(|p| p.1).fold(1.0, f64::max);
+    let top = lines.iter().flat_map(|l| &l.points).map(|p| p.1).fold(1.0, f64::max).min(HIGHEST);
     let lift = facts
         .lift_threshold
         .map_or("never all above 0.7".into(), |s| format!("above 0.7 from σ = {s:.1e}"));
     Chart {
         title: format!("{}: σ in [10⁻³, 1] ends in {}", facts.name, band(facts.band_from_1e_3)),
         subtitle: format!(
-            "Composition of the first 1, 2, … polynomials; slope {:.0} at 0; {lift}; shaded: 0.7 to 1.3",
-            facts.slope
+            "Composition of the first 1, 2, … polynomials; slope {} at 0; {lift}; shaded: 0.7 to 1.3",
+            number(facts.slope)
         ),
-        x: Axis {
-            title: "singular value σ after normalisation".into(),
-            range: (1e-4, 1.0),
-            scale: Scale::Log,
-        },
-        y: Axis {
-            title: "result".into(),
-            range: (0.0, (1.05 * top).max(1.35)),
-            scale: Scale::Linear,
-        },
+        x: Axis::new("singular value σ after normalisation", (1e-4, 1.0), Scale::Log),
+        y: Axis::new("result", (0.0, (1.05 * top).max(1.35)), Scale::Linear),
         band: Some((0.7, 1.3)),
         lines,
     }

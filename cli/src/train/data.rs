@@ -8,6 +8,8 @@ use super::rng::{Rng, Stream};
 pub(crate) const FEATURES: usize = 64;
 /// Digits 0 to 9.
 pub(crate) const CLASSES: usize = 10;
+/// Images that are embedded.
+pub(crate) const SAMPLES: usize = 1797;
 
 /// Samples with their labels.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,7 +126,7 @@ mod tests {
     #[test]
     fn split_is_stratified_disjoint_complete_and_seeded() {
         let all = digits().unwrap();
-        assert_eq!(all.len(), 1797);
+        assert_eq!(all.len(), SAMPLES);
         let s = split(&all, 3);
         assert_eq!(s.train.len() + s.held_out.len(), 1797);
         for class in 0..10u8 {

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::Builder;
 
 use anyhow::{Context, Result};
 
@@ -10,6 +11,20 @@ use super::run::{self, Checkpoints, Outcome, Record, Surroundings};
 use super::spectra::SpectraFile;
 use super::workload::Source;
 use crate::terminal::{Notes, stop_requested};
+
+/// Whether a run is to end: the user wants to stop, or a run beside it failed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stop<'a> {
+    user: &'a AtomicBool,
+    failed: &'a AtomicBool,
+}
+
+impl Stop<'_> {
+    /// Asked before each step.
+    pub(crate) fn requested(self) -> bool {
+        self.user.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed)
+    }
+}
 
 /// What to run.
 pub(crate) struct Job<'a> {
@@ -53,7 +68,7 @@ impl Job<'_> {
         row: &OptimizerConfig,
         seed: u64,
         source: &Source,
-        stop: &AtomicBool,
+        stop: Stop<'_>,
     ) -> Result<Outcome> {
         let around = Surroundings {
             config: self.config,
@@ -81,37 +96,47 @@ impl Job<'_> {
 /// Results of `work` on `0..count`, in that order, some at a time; `None` if stopped on request.
 ///
 /// # Errors
-/// The first error; what runs beside it is told to stop.
+/// The first error, or a thread that the system does not give; what runs beside it is told to stop.
 pub(crate) fn in_parallel<T: Send>(
     count: usize,
     at_a_time: usize,
-    work: impl Fn(usize, &AtomicBool) -> Result<Option<T>> + Sync,
+    work: impl Fn(usize, Stop<'_>) -> Result<Option<T>> + Sync,
 ) -> Result<Option<Vec<T>>> {
-    let stop = stop_requested();
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
+    let stop = Stop { user: stop_requested(), failed: &failed };
     let slots: Vec<Mutex<Option<Result<Option<T>>>>> =
         (0..count).map(|_| Mutex::new(None)).collect();
-    std::thread::scope(|scope| {
-        for _ in 0..at_a_time.clamp(1, count.max(1)) {
-            scope.spawn(|| {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(slot) = slots.get(i) else { break };
-                    if stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let result = work(i, stop);
-                    if result.is_err() {
-                        failed.store(true, Ordering::Relaxed);
-                    }
-                    if let Ok(mut slot) = slot.lock() {
-                        *slot = Some(result);
-                    }
-                }
-            });
+    let worker = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(slot) = slots.get(i) else { break };
+            if stop.requested() {
+                break;
+            }
+            let result = work(i, stop);
+            if result.is_err() {
+                failed.store(true, Ordering::Relaxed);
+            }
+            if let Ok(mut slot) = slot.lock() {
+                *slot = Some(result);
+            }
         }
-    });
+    };
+    let threads = at_a_time.clamp(1, count.max(1));
+    std::thread::scope(|scope| {
+        // This thread works too.
+        for i in 1..threads {
+            if let Err(e) = Builder::new().spawn_scoped(scope, worker) {
+                failed.store(true, Ordering::Relaxed);
+                return Err(e).with_context(|| {
+                    format!("the system gives {i} of {threads} threads; ask for fewer with --jobs")
+                });
+            }
+        }
+        worker();
+        Ok(())
+    })?;
     let mut results = Vec::with_capacity(count);
     let mut stopped = false;
     for slot in slots {
@@ -131,5 +156,32 @@ pub(crate) fn in_parallel<T: Send>(
 pub(crate) fn data_sizes(config: &Config) -> Result<(usize, usize)> {
     let source = Source::load(&config.task)?;
     let seed = config.seeds.first().copied().unwrap_or(0);
-    Ok(super::workload::Workload::new(&source, config.batch_size, seed).sizes())
+    Ok(super::workload::Workload::new(&source, config.batch_size, seed)?.sizes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_run_stops_the_others_and_is_what_is_reported() {
+        // The second fails once the first waits for the wish to stop: the first would never end otherwise.
+        let waits = AtomicBool::new(false);
+        let e = in_parallel(2, 2, |i, stop| {
+            if i == 1 {
+                while !waits.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+                anyhow::bail!("the second");
+            }
+            waits.store(true, Ordering::Relaxed);
+            while !stop.requested() {
+                std::thread::yield_now();
+            }
+            Ok(None::<usize>)
+        });
+        assert_eq!(e.unwrap_err().to_string(), "the second");
+        assert_eq!(in_parallel(3, 2, |i, _| Ok(Some(i))).unwrap(), Some(vec![0, 1, 2]));
+        assert_eq!(in_parallel(0, 9, |i, _| Ok(Some(i))).unwrap(), Some(vec![]));
+    }
 }

@@ -20,6 +20,7 @@ use serde::Deserialize;
 
 use super::config::{LayerMethod, MuonMethod};
 use crate::exit::usage;
+use crate::files::{MOST_OF_A_LIST, read_text};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,10 +44,9 @@ struct Row {
 /// A file that does not read or is no such table, a schedule that does not exist or does not read, no row.
 pub(crate) fn load(path: &Path) -> Result<MuonMethod> {
     let context = || format!("schedules by layer, {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(context)?;
-    let document: Document = toml::from_str(&text)
-        .map_err(|e| usage(e.to_string().trim_end().to_owned()))
-        .with_context(context)?;
+    let text = read_text(path, MOST_OF_A_LIST).context("schedules by layer")?;
+    let document: Document =
+        toml::from_str(&text).map_err(|e| usage(one_line(&text, &e))).with_context(context)?;
     if document.schedule.is_empty() {
         return Err(usage("it has no row `[[schedule]]` with `param` and `use`"))
             .with_context(context);
@@ -66,6 +66,13 @@ pub(crate) fn load(path: &Path) -> Result<MuonMethod> {
     let name = document.name.or(stem).unwrap_or_default();
     ensure!(!name.is_empty(), "{}: the name is empty", context());
     Ok(MuonMethod::PerLayer { name, layers })
+}
+
+/// A mistake in TOML with its place, without the excerpt that the parser draws below it.
+fn one_line(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(1, |before| before.split('\n').count());
+    format!("TOML parse error at line {line}: {}", error.message().trim().replace('\n', "; "))
 }
 
 /// What a row means by its `use`.

@@ -16,6 +16,7 @@ mod plan;
 mod plot;
 mod rng;
 mod run;
+mod size;
 mod spectra;
 mod store;
 mod sweep;
@@ -44,6 +45,7 @@ use crate::terminal::Notes;
 /// Of the arguments, the file system, or the library.
 pub(crate) fn train(args: &TrainArgs) -> Result<Ended> {
     let notes = Notes::new(args.quiet);
+    parallel(args, true)?;
     let resumed = if args.resume { Some(RunDirectory::resume(&args.out)?) } else { None };
     let device = resumed.as_ref().map_or(args.device, |(_, config)| config.device);
     let session = device.open()?;
@@ -72,7 +74,7 @@ fn compare(
         }
     };
     let rows = config.optimizers.clone();
-    let jobs = parallel(args, config.seeds.len() > 1);
+    let jobs = parallel(args, config.seeds.len() > 1)?;
     notes.say(&opening(&config, &rows)?);
     let spectra = spectra(args, &config)?;
     let checkpoints =
@@ -100,7 +102,7 @@ fn compare(
     let chart = plot::chart(&metrics, &results, config.seeds.len(), &config.task);
     directory.write("loss.svg", chart.svg()?.as_bytes())?;
     directory.write("loss.png", &chart.png()?)?;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{json}")?;
     } else {
@@ -122,7 +124,7 @@ fn lr_grid(args: &TrainArgs, notes: &Notes) -> Result<Ended> {
     config.evaluate_every = config.steps;
     let directory = RunDirectory::for_grid(&args.out)?;
     let rows = grid::rows(&config, &[]);
-    let jobs = parallel(args, true);
+    let jobs = parallel(args, true)?;
     let results = sweep::journaled(&config, &rows, &directory, "lr-grid.jsonl", jobs, notes)?;
     let Some(results) = results else {
         notes.say("stopped; the same command goes on from here");
@@ -132,7 +134,7 @@ fn lr_grid(args: &TrainArgs, notes: &Notes) -> Result<Ended> {
     let grid = grid::Grid::new(&config, &results);
     let json = serde_json::to_string_pretty(&grid).context("grid")?;
     directory.write("lr-grid.json", json.as_bytes())?;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{json}")?;
     } else {
@@ -164,9 +166,20 @@ fn check_spectra(args: &TrainArgs, config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn parallel(args: &TrainArgs, many: bool) -> usize {
+/// Most threads of all runs at the same time.
+const MOST_THREADS: usize = 1024;
+
+/// Runs at the same time.
+fn parallel(args: &TrainArgs, many: bool) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    args.jobs.unwrap_or(if many { cores.div_ceil(args.threads) } else { 1 })
+    let jobs = args.jobs.unwrap_or(if many { cores.div_ceil(args.threads) } else { 1 });
+    if jobs.saturating_mul(args.threads) > MOST_THREADS {
+        return Err(usage(format!(
+            "--jobs times --threads: expected at most {MOST_THREADS}, found {jobs} times {}",
+            args.threads
+        )));
+    }
+    Ok(jobs)
 }
 
 /// What is about to happen, and which parameters Muon gets.
@@ -184,7 +197,7 @@ fn opening(config: &Config, rows: &[OptimizerConfig]) -> Result<String> {
     );
     if let Some(row) = rows.iter().find(|r| r.is_muon()) {
         let source = workload::Source::load(&config.task)?;
-        let workload = workload::Workload::new(&source, config.batch_size, 0);
+        let workload = workload::Workload::new(&source, config.batch_size, 0)?;
         let stepper = optimizer::Stepper::new(config, row, workload.params())?;
         text.push_str("\nrouting under ");
         text.push_str(&stepper.routing());

@@ -1,10 +1,11 @@
 //! The classifier: a multilayer perceptron with ReLU and softmax cross-entropy, its gradient by hand.
 
+use anyhow::Result;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
 use super::data::{CLASSES, FEATURES, Samples};
-use super::param::{Param, Score, cross_entropy};
+use super::param::{Param, Score, cross_entropy, make_room};
 use super::rng::{Rng, Stream};
 
 /// The perceptron with its work space for one batch size.
@@ -22,7 +23,10 @@ pub(crate) struct Mlp {
 
 impl Mlp {
     /// Pixels → `hidden` layers → classes; weights uniform in ±√(6/fan_in) (He), biases zero.
-    pub(crate) fn new(hidden: &[usize], seed: u64) -> Self {
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub(crate) fn new(hidden: &[usize], seed: u64) -> Result<Self> {
         let mut rng = Rng::new(seed, Stream::Init);
         let mut sizes = vec![FEATURES];
         sizes.extend_from_slice(hidden);
@@ -34,12 +38,25 @@ impl Mlp {
             let last = i + 1 == layers;
             let stem = if last { "head".to_owned() } else { format!("hidden{}", i + 1) };
             let limit = (6.0 / fan_in as f32).sqrt();
-            let data = (0..fan_out * fan_in).map(|_| rng.symmetric(limit)).collect();
-            params.push(Param::new(format!("{stem}.weight"), vec![fan_out, fan_in], data));
-            let zeros = vec![0.0; fan_out];
-            params.push(Param::new(format!("{stem}.bias"), vec![fan_out], zeros));
+            let weight = || rng.symmetric(limit);
+            params.push(Param::new(format!("{stem}.weight"), vec![fan_out, fan_in], weight)?);
+            params.push(Param::new(format!("{stem}.bias"), vec![fan_out], || 0.0)?);
         }
-        Self { sizes, params, outputs: vec![Vec::new(); layers], deltas: vec![Vec::new(); layers] }
+        let lists = vec![Vec::new(); layers];
+        Ok(Self { sizes, params, outputs: lists.clone(), deltas: lists })
+    }
+
+    /// Makes room for the work on that many samples at once.
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub(crate) fn make_room(&mut self, samples: usize) -> Result<()> {
+        for lists in [&mut self.outputs, &mut self.deltas] {
+            for (list, width) in lists.iter_mut().zip(&self.sizes[1..]) {
+                make_room(list, samples.checked_mul(*width))?;
+            }
+        }
+        Ok(())
     }
 
     /// Logits of `[batch, FEATURES]` pixels.
@@ -165,7 +182,7 @@ mod tests {
     #[test]
     fn gradient_matches_finite_differences_of_an_independent_f64_loss() {
         let all = super::super::data::digits().unwrap();
-        let mut model = Mlp::new(&[12, 9], 5);
+        let mut model = Mlp::new(&[12, 9], 5).unwrap();
         let pixels = &all.pixels[..7 * FEATURES];
         let labels = &all.labels[..7];
         // Biases off zero, so that their part of the forward pass is tested too.
@@ -202,7 +219,7 @@ mod tests {
     #[test]
     fn evaluation_counts_right_answers_and_agrees_with_the_batch_loss() {
         let all = super::super::data::digits().unwrap();
-        let mut model = Mlp::new(&[16], 1);
+        let mut model = Mlp::new(&[16], 1).unwrap();
         let (loss, accuracy) = model.evaluate(&all);
         // Untrained: near chance; He initialisation keeps the loss near ln 10.
         assert!((0.0..0.4).contains(&accuracy) && (1.5..6.0).contains(&loss), "{accuracy} {loss}");

@@ -1,5 +1,7 @@
 //! A parameter of a model, and the sum of cross-entropies that every model ends in.
 
+use anyhow::{Context as _, Result};
+
 /// One parameter by name: a weight `[fan_out, fan_in]`, row-major, or a vector.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Param {
@@ -14,11 +16,44 @@ pub(crate) struct Param {
 }
 
 impl Param {
-    /// A parameter without a gradient yet.
-    pub(crate) fn new(name: impl Into<String>, shape: Vec<usize>, data: Vec<f32>) -> Self {
-        let grad = vec![0.0; data.len()];
-        Self { name: name.into(), shape, data, grad }
+    /// A parameter without a gradient yet, its numbers one by one from `number`.
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub(crate) fn new(
+        name: impl Into<String>,
+        shape: Vec<usize>,
+        number: impl FnMut() -> f32,
+    ) -> Result<Self> {
+        let name = name.into();
+        let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let list = || room(len).with_context(|| format!("`{name}` {shape:?}"));
+        let (mut data, mut grad) = (list()?, list()?);
+        let len = len.unwrap_or_default();
+        grad.resize(len, 0.0);
+        data.extend(std::iter::repeat_with(number).take(len));
+        Ok(Self { name, shape, data, grad })
     }
+}
+
+/// An empty list with room for that many numbers; `None` are more than can be counted.
+///
+/// # Errors
+/// The system has no memory for them.
+pub(crate) fn room(numbers: Option<usize>) -> Result<Vec<f32>> {
+    let mut list = Vec::new();
+    make_room(&mut list, numbers)?;
+    Ok(list)
+}
+
+/// Makes room for that many numbers in all, so that filling the list cannot fail.
+///
+/// # Errors
+/// As [`room`].
+pub(crate) fn make_room(list: &mut Vec<f32>, numbers: Option<usize>) -> Result<()> {
+    let numbers = numbers.context("more numbers than this machine can count")?;
+    list.try_reserve_exact(numbers.saturating_sub(list.len()))
+        .with_context(|| format!("no memory for {numbers} numbers; train a smaller model"))
 }
 
 /// Cross-entropy of rows of logits against the right classes, in nats.

@@ -9,6 +9,7 @@ use super::config::{Config, Kind, MuonMethod, OptimizerConfig, Task};
 use super::defaults;
 use super::layer_schedules;
 use super::optimizer::Stepper;
+use super::size;
 use super::text;
 use super::transformer::TransformerShape;
 use super::workload::{Source, Workload};
@@ -122,7 +123,7 @@ fn task(args: &TrainArgs) -> Result<Task> {
                     model.width, model.heads
                 )));
             }
-            let text = text::identify(args.text.as_deref(), model.context + 1)?;
+            let text = text::identify(args.text.as_deref(), model.context.saturating_add(1))?;
             Ok(Task::Text { text, model })
         }
     }
@@ -134,7 +135,15 @@ fn check(config: &Config, lrs: &[f64]) -> Result<()> {
         return Err(usage("device `reference` computes in f64; --precision belongs to the others"));
     }
     // The oracle takes any number it is given; the optimizer says which are out of range.
-    let workload = Workload::new(&Source::load(&config.task)?, config.batch_size, 0);
+    size::check(&config.task, config.batch_size)?;
+    let workload = Workload::new(&Source::load(&config.task)?, config.batch_size, 0)?;
+    let (samples, _) = workload.sizes();
+    if matches!(config.task, Task::Digits { .. }) && config.batch_size > samples {
+        return Err(usage(format!(
+            "--batch-size: expected at most the {samples} samples that there are to train on, found {}",
+            config.batch_size
+        )));
+    }
     let on_cpu = Config { device: DeviceName::Cpu, ..config.clone() };
     for (i, row) in config.optimizers.iter().enumerate() {
         if config.optimizers[..i].iter().any(|other| other.id() == row.id()) {
@@ -143,7 +152,10 @@ fn check(config: &Config, lrs: &[f64]) -> Result<()> {
         Stepper::new(&on_cpu, row, workload.params()).with_context(|| row.to_string())?;
     }
     let Some(first) = config.optimizers.first() else { return Ok(()) };
-    for lr in lrs {
+    for (i, lr) in lrs.iter().enumerate() {
+        if lrs[..i].contains(lr) {
+            return Err(usage(format!("--lr names `{lr}` twice")));
+        }
         let row = OptimizerConfig { lr: *lr, ..first.clone() };
         Stepper::new(&on_cpu, &row, workload.params()).with_context(|| row.to_string())?;
     }

@@ -67,12 +67,8 @@ pub(crate) fn chart(
                 Task::Text { .. } => "Next byte of a text",
             }
         ),
-        x: Axis { title: "step".into(), range: (0.0, steps as f64), scale: Scale::Linear },
-        y: Axis {
-            title: "training loss (cross-entropy, nats)".into(),
-            range: (0.7 * low, 1.3 * high),
-            scale: Scale::Log,
-        },
+        x: Axis::new("step", (0.0, steps as f64), Scale::Linear),
+        y: Axis::new("training loss (cross-entropy, nats)", (0.7 * low, 1.3 * high), Scale::Log),
         band: None,
         lines: faint,
     }

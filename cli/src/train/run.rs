@@ -1,13 +1,13 @@
 //! One run: an optimizer, a seed, a budget; stoppable and resumable at any step.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::config::{Config, OptimizerConfig};
+use super::jobs::Stop;
 use super::optimizer::Stepper;
 use super::spectra::SpectraFile;
 use super::store::{Numbers, Stored, Tensors};
@@ -78,8 +78,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) checkpoints: Option<Checkpoints<'a>>,
     /// Where singular values of the directions go.
     pub(crate) spectra: Option<&'a SpectraFile>,
-    /// Set when the user wants to stop.
-    pub(crate) stop: &'a AtomicBool,
+    /// Whether to stop.
+    pub(crate) stop: Stop<'a>,
 }
 
 /// Checkpoint policy.
@@ -116,7 +116,7 @@ pub(crate) fn run(
         state.evaluate();
     }
     while state.step < config.steps {
-        if around.stop.load(Ordering::Relaxed) {
+        if around.stop.requested() {
             state.save(path.as_deref())?;
             return Ok(Outcome::Stopped);
         }
@@ -163,7 +163,7 @@ struct State {
 
 impl State {
     fn new(config: &Config, row: &OptimizerConfig, seed: u64, source: &Source) -> Result<Self> {
-        let workload = Workload::new(source, config.batch_size, seed);
+        let workload = Workload::new(source, config.batch_size, seed)?;
         let stepper = Stepper::new(config, row, workload.params())?;
         let identity =
             Config { seeds: vec![seed], optimizers: vec![row.clone()], ..config.clone() };

@@ -1,10 +1,8 @@
 //! The tables that people read.
 
-use comfy_table::Cell;
-
 use super::grid::GridRow;
 use super::metrics::{Metrics, Spread};
-use crate::tables::table;
+use crate::tables::{Cell, table};
 
 /// One row an optimizer.
 pub(crate) fn comparison(metrics: &Metrics<'_>, target_loss: f64) -> String {

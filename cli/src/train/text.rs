@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::rng::{Rng, Stream};
 use crate::exit::usage;
 
+/// Largest text, 1 GiB: every run holds it in memory.
+const MOST_BYTES: u64 = 1 << 30;
 /// One part in so many is held out.
 const HELD_OUT: usize = 10;
 
@@ -38,11 +40,12 @@ impl fmt::Display for TextId {
 /// *De finibus bonorum et malorum*, of which *lorem ipsum* is a mutilated passage.
 ///
 /// # Errors
-/// The file system's.
+/// The file system's; a pipe or a device, which cannot be read twice or never ends; a text of more than 1 GiB.
 pub(crate) fn read(file: Option<&Path>) -> Result<Vec<u8>> {
     match file {
         None => Ok(lipsum::LIBER_PRIMUS.as_bytes().to_vec()),
-        Some(path) => fs::read(path).with_context(|| format!("read the text {}", path.display())),
+        Some(path) => muon_cuda::checkpoint::read_file(path, MOST_BYTES)
+            .with_context(|| format!("read the text {}", path.display())),
     }
 }
 
@@ -52,7 +55,7 @@ pub(crate) fn read(file: Option<&Path>) -> Result<Vec<u8>> {
 /// The file system's; a text that is empty or too short.
 pub(crate) fn identify(file: Option<&Path>, window: usize) -> Result<TextId> {
     let bytes = read(file)?;
-    let needed = HELD_OUT * window;
+    let needed = window.saturating_mul(HELD_OUT);
     let name = file.map_or("the embedded text".into(), |f| f.display().to_string());
     if bytes.is_empty() {
         return Err(usage(format!("{name} is empty: expected a text of at least {needed} bytes")));

@@ -1,6 +1,6 @@
 //! What a run learns: the data of its seed and the model, behind the few operations that training needs.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::config::Task;
 use super::data::{self, Batches, Samples, Split};
@@ -10,7 +10,7 @@ use super::text::{self, Corpus};
 use super::transformer::{Transformer, TransformerShape};
 
 /// Windows that are evaluated together: bounds the work space.
-const EVALUATED_TOGETHER: usize = 32;
+pub(crate) const EVALUATED_TOGETHER: usize = 32;
 
 /// A task with its data, read once a job.
 #[derive(Debug)]
@@ -76,22 +76,28 @@ pub(crate) struct Text {
 
 impl Workload {
     /// Split, initialisation and batches of a seed.
-    pub(crate) fn new(source: &Source, batch_size: usize, seed: u64) -> Self {
-        match source {
+    ///
+    /// # Errors
+    /// A model or a batch that needs more memory than there is.
+    pub(crate) fn new(source: &Source, batch_size: usize, seed: u64) -> Result<Self> {
+        Ok(match source {
             Source::Digits(samples, hidden) => {
                 let split = data::split(samples, seed);
                 let batches = Batches::new(seed, split.train.len(), batch_size);
-                let model = Mlp::new(hidden, seed);
+                let mut model = Mlp::new(hidden, seed)?;
+                model.make_room(samples.len()).context("work space of the perceptron")?;
                 let (pixels, labels) = (Vec::new(), Vec::new());
                 Self::Digits(Box::new(Digits { model, split, batches, pixels, labels }))
             }
             Source::Text(bytes, shape) => {
-                let model = Transformer::new(*shape, seed);
+                let mut model = Transformer::new(*shape, seed)?;
+                let windows = batch_size.max(EVALUATED_TOGETHER);
+                model.make_room(windows).context("work space of the transformer")?;
                 let corpus = Corpus::new(bytes.clone(), model.window(), seed);
                 let (training_sample, held_out) = (corpus.training_sample(), corpus.held_out());
                 Self::Text(Box::new(Text { model, corpus, batch_size, training_sample, held_out }))
             }
-        }
+        })
     }
 
     /// The model's parameters.

@@ -11,6 +11,7 @@ use super::candidate::Start;
 use super::objective::Missed;
 use super::settings::Settings;
 use crate::exit::usage;
+use crate::files::{MOST_OF_A_RECORD, read_text};
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,7 +46,11 @@ impl Journal {
 
     /// Whether a study was begun there: a writer that was killed may have left a file without a whole line.
     pub(crate) fn begun(path: &Path) -> bool {
-        std::fs::read(path).is_ok_and(|bytes| bytes.contains(&b'\n'))
+        match muon_cuda::checkpoint::read_file(path, MOST_OF_A_RECORD) {
+            Ok(bytes) => bytes.contains(&b'\n'),
+            // What does not read is not to be written over: going on with it says what is wrong.
+            Err(_) => path.exists(),
+        }
     }
 
     /// Goes on with a study. A last line that was cut off is removed: its work is done again.
@@ -60,7 +65,7 @@ impl Journal {
             )));
         }
         let context = || format!("read the journal {}", path.display());
-        let text = std::fs::read_to_string(path).with_context(context)?;
+        let text = read_text(path, MOST_OF_A_RECORD).with_context(context)?;
         let (lines, whole) = parse(&text).with_context(context)?;
         let mut lines = lines.into_iter();
         let Some(Line::Study(settings)) = lines.next() else {

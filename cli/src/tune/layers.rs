@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::study::{Begin, JOURNAL, RECORD, Studied, run};
 use crate::args::TuneArgs;
 use crate::exit::{Ended, usage};
-use crate::files::write_atomically;
+use crate::files::{MOST_OF_A_RECORD, read_text, write_atomically};
 use crate::tables::table;
 use crate::terminal::Notes;
 use crate::train::layer_schedules;
@@ -69,14 +69,14 @@ pub(super) fn param_of(spectrum: &str) -> &str {
 pub(super) fn tune(args: &TuneArgs, deadline: Option<Instant>, notes: &Notes) -> Result<Ended> {
     let index = args.out.join(LAYERS);
     let layers = if args.resume {
-        let text =
-            std::fs::read_to_string(&index).with_context(|| format!("read {}", index.display()))?;
+        let text = read_text(&index, MOST_OF_A_RECORD).context("list of layers")?;
         serde_json::from_str(&text)
             .with_context(|| format!("{} is not a list of layers", index.display()))?
     } else {
         let layers = layers(&Settings::new(args)?)?;
-        std::fs::create_dir_all(&args.out)
-            .with_context(|| format!("make {}", args.out.display()))?;
+        std::fs::create_dir_all(&args.out).with_context(|| {
+            format!("the output directory {} cannot be made", args.out.display())
+        })?;
         // Results of other studies under the same names are not to be taken for these.
         for layer in &layers {
             let path = args.out.join(&layer.directory);
@@ -115,7 +115,7 @@ pub(super) fn tune(args: &TuneArgs, deadline: Option<Instant>, notes: &Notes) ->
         rows.iter().map(|(l, _, e)| (l.param.clone(), format!("{}/{}.toml", l.directory, e.name))),
     );
     write_atomically(&path, text.as_bytes())?;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if args.json {
         let records: BTreeMap<&str, &Record> =
             rows.iter().map(|(l, r, _)| (l.param.as_str(), *r)).collect();

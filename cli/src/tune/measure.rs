@@ -1,6 +1,6 @@
 //! What schedules do to actual matrices on the CPU device, rounded at every store.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use muon_cuda::recipe::Method;
 use muon_cuda::spectrum::Sample;
 use muon_cuda::{
@@ -8,6 +8,8 @@ use muon_cuda::{
     Precision, Spectrum,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::terminal::is_stopping;
 
 /// Errors of one schedule on several matrices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,16 +39,17 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// One matrix for each spectrum.
+    /// One matrix for each spectrum; fewer once the user wants to stop.
     pub(crate) fn new(spectra: &[Spectrum], precision: Precision, seed: u64) -> Self {
-        let samples = (seed..).zip(spectra).map(|(seed, s)| (s.shape(), s.sample(seed))).collect();
+        let numbered = (seed..).zip(spectra).take_while(|_| !is_stopping());
+        let samples = numbered.map(|(seed, s)| (s.shape(), s.sample(seed))).collect();
         Self { precision, samples }
     }
 
     /// Orthogonalizes every matrix.
     ///
     /// # Errors
-    /// A schedule that the precision makes unsafe; a result that is not finite.
+    /// A schedule that the precision makes unsafe; a result that is not finite; the user's wish to stop.
     pub(crate) fn measure(
         &self,
         schedule: &CoefficientSchedule,
@@ -68,6 +71,7 @@ impl Bench {
         let mut cpu = Cpu::with_threads(1)?;
         let mut out = Measured { to_polar: Vec::new(), cosine: Vec::new() };
         for (shape, sample) in &self.samples {
+            ensure!(!is_stopping(), "stopped");
             let mut x = vec![0.0f32; shape.len()];
             muon_cuda::orthogonalize(&mut cpu, *shape, &sample.matrix[..], &mut x[..], &options)?;
             let (mut distance, mut overlap, mut norm, mut polar) = (0.0, 0.0, 0.0, 0.0);

@@ -38,9 +38,6 @@ pub(crate) fn tune(args: &TuneArgs) -> Result<Ended> {
     if let Some(path) = &args.check {
         return check(path, args.json);
     }
-    if args.time == Some(0) {
-        return Err(usage("a budget of 0 seconds finds nothing; --time is at least 1"));
-    }
     let notes = Notes::new(args.quiet);
     let deadline = args.time.map(|s| Instant::now() + Duration::from_secs(s));
     if args.per_layer || (args.resume && layers::in_directory(&args.out)) {
@@ -64,11 +61,11 @@ pub(crate) fn tune(args: &TuneArgs) -> Result<Ended> {
             return Ok(Ended::Interrupted);
         }
     };
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string_pretty(&record)?)?;
     } else {
-        writeln!(stdout, "{}\n{}", report::print(&record), report::LEGEND)?;
+        writeln!(stdout, "{}", report::print(&record))?;
         if !record.complete {
             writeln!(stdout, "time was over before all work was done; go on with --resume")?;
         }
@@ -85,7 +82,7 @@ fn jobs(args: &TuneArgs) -> usize {
 fn check(path: &Path, json: bool) -> Result<Ended> {
     let record = Record::load(path)?;
     let differences = record.differences()?;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if json {
         writeln!(stdout, "{}", serde_json::to_string_pretty(&differences)?)?;
     } else {

@@ -13,6 +13,7 @@ use super::measure::{Bench, Measured};
 use super::objective::Objective;
 use super::search::{Found, from_rows};
 use super::settings::Settings;
+use crate::files::{MOST_OF_A_RECORD, read_text};
 
 /// Scores of a record are computed again to this relative accuracy: another processor may sum in another
 /// order, and a digit changed anywhere shows.
@@ -198,8 +199,7 @@ impl Record {
     /// # Errors
     /// The file system's; a file that is no record.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let text = read_text(path, MOST_OF_A_RECORD).context("record of a study")?;
         let record: Self = serde_json::from_str(&text)
             .with_context(|| format!("{} is not the record of a study", path.display()))?;
         record.settings.check().with_context(|| path.display().to_string())?;

@@ -3,52 +3,106 @@
 use muon_cuda::{CoefficientSchedule, Spectrum};
 
 use super::cost::CostModel;
+use super::measure::Measured;
 use super::record::{Entry, Record};
 use super::search::front;
 use crate::args::ObjectiveName;
 use crate::chart::{Axis, Chart, Line, Mark, PALETTE, Scale, Side, Weight, blend};
 use crate::tables::table;
 
-/// What the columns mean.
-pub(crate) const LEGEND: &str = "\
-n³: floating-point operations over (short side)³, one triangle of each symmetric product; µs: the bound of `muon plan` on a\n\
-step on one matrix, products as executed and passes. predicted: the study's\n\
-objective under rounding. polar mean, worst: relative Frobenius distance to UVᵀ, measured on one matrix for each\n\
-spectrum, rounded at every store; held out: the worst on families the search did not see. one row: what rounding\n\
-can make of a single dominant row. A dash: does not apply, or the set does not survive this precision.";
+/// A column of the table: its title, what it means, and its entry for a schedule.
+struct Column<'a> {
+    title: String,
+    meaning: &'static str,
+    of: Box<dyn Fn(&Entry) -> String + 'a>,
+}
 
-/// Tuned schedules and published ones.
-pub(crate) fn print(record: &Record) -> String {
-    let mut table = table([
-        "schedule",
-        "degrees",
-        "method",
-        &record.settings.cost.unit(),
-        "predicted",
-        "polar mean",
-        "polar worst",
-        "held out",
-        "safe σ",
-        "one row",
-    ]);
+/// The columns that this study fills.
+fn columns(record: &Record) -> Vec<Column<'_>> {
     let optional = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
-    for e in record.tuned.iter().chain(&record.published) {
-        table.add_row([
-            e.name.clone(),
-            e.candidate.degrees.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-            e.candidate.method().to_string(),
-            format!("{:.*}", if record.settings.cost == CostModel::Flops { 1 } else { 4 }, e.cost),
-            optional(e.score),
-            optional(e.measured.as_ref().map(super::measure::Measured::mean)),
-            optional(e.measured.as_ref().map(super::measure::Measured::worst)),
-            optional(e.held_out.as_ref().map(super::measure::Measured::worst)),
-            format!("{:.3}", e.safe_sigma),
-            e.rounded_image
-                .filter(|r| r.1 < 100.0)
-                .map_or("-".to_owned(), |(low, high)| format!("{low:.2} to {high:.2}")),
-        ]);
+    let settings = &record.settings;
+    let mut columns = Vec::new();
+    let mut column = |title: &str, meaning: &'static str, of: Box<dyn Fn(&Entry) -> String>| {
+        columns.push(Column { title: title.to_owned(), meaning, of });
+    };
+    column("schedule", "", Box::new(|e| e.name.clone()));
+    column(
+        "degrees",
+        "",
+        Box::new(|e| {
+            e.candidate.degrees.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        }),
+    );
+    column("method", "", Box::new(|e| e.candidate.method().to_string()));
+    let (meaning, decimals) = match settings.cost {
+        CostModel::Flops => (
+            "n³: floating-point operations over (short side)³, one triangle of each symmetric product.",
+            1,
+        ),
+        CostModel::Roofline(_) => (
+            "µs: the bound of `muon plan` on a step on one matrix, products as executed and passes.",
+            4,
+        ),
+    };
+    column(&settings.cost.unit(), meaning, Box::new(move |e| format!("{:.decimals$}", e.cost)));
+    column(
+        "predicted",
+        "predicted: the study's objective under rounding.",
+        Box::new(move |e| optional(e.score)),
+    );
+    // f64 is rounded nowhere: nothing is measured.
+    if settings.precision.of().is_some() {
+        column(
+            "polar mean",
+            "polar mean, worst: relative Frobenius distance to UVᵀ, measured on one matrix for each spectrum, rounded at \
+             every store.",
+            Box::new(move |e| optional(e.measured.as_ref().map(Measured::mean))),
+        );
+        column(
+            "polar worst",
+            "",
+            Box::new(move |e| optional(e.measured.as_ref().map(Measured::worst))),
+        );
+        if !settings.held_out.is_empty() {
+            column(
+                "held out",
+                "held out: the worst on families that the search did not see.",
+                Box::new(move |e| optional(e.held_out.as_ref().map(Measured::worst))),
+            );
+        }
     }
-    table.to_string()
+    column(
+        "safe σ",
+        "safe σ: largest start that neither flips its sign nor ends above 1.5.",
+        Box::new(|e| format!("{:.3}", e.safe_sigma)),
+    );
+    if settings.precision.of().is_some() {
+        column(
+            "one row",
+            "one row: what rounding can make of a single dominant row.",
+            Box::new(|e| {
+                e.rounded_image
+                    .filter(|r| r.1 < 100.0)
+                    .map_or("-".to_owned(), |(low, high)| format!("{low:.2} to {high:.2}"))
+            }),
+        );
+    }
+    columns
+}
+
+/// Tuned schedules and published ones, and what the columns mean.
+pub(crate) fn print(record: &Record) -> String {
+    let columns = columns(record);
+    let mut table = table(columns.iter().map(|c| c.title.as_str()));
+    for e in record.tuned.iter().chain(&record.published) {
+        table.add_row(columns.iter().map(|c| (c.of)(e)));
+    }
+    let mut out = table.to_string();
+    for column in columns.iter().filter(|c| !c.meaning.is_empty()) {
+        out.push('\n');
+        out.push_str(column.meaning);
+    }
+    out + "\nA dash: does not apply, or the set does not survive this precision."
 }
 
 /// Cost against score: the front of the tuned ones, all others as marks.
@@ -103,22 +157,22 @@ pub(crate) fn pareto(record: &Record) -> (Chart, Vec<Mark>) {
             objective_in_words(s.objective),
             record.spectra.len()
         ),
-        x: Axis {
-            title: match s.cost {
+        x: Axis::new(
+            match s.cost {
                 CostModel::Flops => "FLOPs in n³".into(),
                 CostModel::Roofline(_) => {
                     format!("a step on one matrix, at least, in {}", s.cost.unit())
                 }
             },
-            range: (0.0, 1.05 * most),
-            scale: Scale::Linear,
-        },
-        y: Axis {
-            title: objective_in_words(s.objective).into(),
-            // Room for labels below the line.
-            range: (low / 2.2, (high * 1.3).max(low * 1.4)),
-            scale: Scale::Log,
-        },
+            (0.0, 1.05 * most),
+            Scale::Linear,
+        ),
+        // Room for labels below the line.
+        y: Axis::new(
+            objective_in_words(s.objective),
+            (low / 2.2, (high * 1.3).max(low * 1.4)),
+            Scale::Log,
+        ),
         band: None,
         lines: vec![Line {
             label: "tuned".into(),
@@ -181,12 +235,8 @@ pub(crate) fn errors(schedules: &[CoefficientSchedule], spectra: &[Spectrum]) ->
     Chart {
         title: "Where singular values end".into(),
         subtitle: "Share of all nonzero singular values of the study's spectra, by result; exact composition".into(),
-        x: Axis { title: "result".into(), range: RANGE, scale: Scale::Linear },
-        y: Axis {
-            title: "share".into(),
-            range: (0.0, (1.1 * highest).max(1e-3)),
-            scale: Scale::Linear,
-        },
+        x: Axis::new("result", RANGE, Scale::Linear),
+        y: Axis::new("share", (0.0, (1.1 * highest).max(1e-3)), Scale::Linear),
         band: None,
         lines,
     }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread::Builder;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use indicatif::ProgressBar;
 use muon_cuda::CoefficientSchedule;
 
@@ -311,16 +312,25 @@ fn run<T: Send>(
     let failed = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (sender, results) = mpsc::channel();
-        for _ in 0..limits.jobs.min(todo.len()) {
+        let threads = limits.jobs.min(todo.len());
+        for thread in 0..threads {
             let (sender, next, work, failed) = (sender.clone(), &next, &work, &failed);
-            scope.spawn(move || {
+            let worker = move || {
                 while !limits.reached() && !failed.load(Ordering::Relaxed) {
                     let Some(&i) = todo.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
                     if sender.send((i, work(i))).is_err() {
                         return;
                     }
                 }
-            });
+            };
+            if let Err(e) = Builder::new().spawn_scoped(scope, worker) {
+                failed.store(true, Ordering::Relaxed);
+                return Err(e).with_context(|| {
+                    format!(
+                        "the system gives {thread} of {threads} threads; ask for fewer with --jobs"
+                    )
+                });
+            }
         }
         drop(sender);
         let mut outcome = Ok(());

@@ -11,6 +11,7 @@ use super::cost::CostModel;
 use super::layers::param_of;
 use crate::args::{AggregateName, ObjectiveName, TuneArgs, TuneMethodName, TunePrecisionName};
 use crate::exit::usage;
+use crate::files::{MOST_OF_A_LIST, read_text};
 
 /// Format of journals and records; raised when an old one no longer means the same.
 pub(crate) const VERSION: u32 = 1;
@@ -117,6 +118,16 @@ impl Settings {
             held_out,
         };
         settings.check()?;
+        let lists = [("--degrees", &settings.degrees), ("--iterations", &settings.iterations)];
+        for (what, list) in lists {
+            if let Some((_, n)) = list.iter().enumerate().find(|(i, n)| list[..*i].contains(n)) {
+                return Err(usage(format!("{what} names `{n}` twice")));
+            }
+        }
+        for family in &settings.families {
+            // What does not read here is a mistake of the command line, not of a file.
+            family.parse::<SpectrumFamily>().map_err(|e| usage(format!("--spectrum: {e}")))?;
+        }
         settings.fingerprint = fingerprint(&settings.spectra_of_files()?);
         Ok(settings)
     }
@@ -239,8 +250,8 @@ impl Settings {
 /// # Errors
 /// A file that does not read or holds none.
 pub(crate) fn families_of(path: &Path) -> Result<Vec<String>> {
-    let families: Vec<String> = std::fs::read_to_string(path)
-        .with_context(|| format!("read {}", path.display()))?
+    let families: Vec<String> = read_text(path, MOST_OF_A_LIST)
+        .context("families of spectra")?
         .lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with('#'))

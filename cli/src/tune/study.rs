@@ -1,6 +1,7 @@
 //! One study: from its settings, or its journal, to record, schedules and charts in a directory.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -57,7 +58,9 @@ pub(super) fn run(
             // What is wrong with the spectra or the constraints is found before anything is written.
             settings.spectra()?;
             candidates(&settings)?;
-            std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
+            std::fs::create_dir_all(out).with_context(|| {
+                format!("the output directory {} cannot be made", out.display())
+            })?;
             if path.exists() && !out.join(RECORD).exists() {
                 notes.say(&format!(
                     "{} holds a study that was not finished; it is started afresh (to go on with it: --resume)",
@@ -81,6 +84,7 @@ pub(super) fn run(
         anyhow::bail!("the time was over before the first candidate was done; go on with --resume");
     }
     notes.say("measuring on matrices …");
+    // Each matrix is left out once the user wants to stop, so nothing of what follows is written then.
     let benches = Benches::new(&settings, &spectra, &held_out);
     let names: Vec<String> = spectra.iter().map(|s| s.name().to_owned()).collect();
     let record = Record {
@@ -94,6 +98,9 @@ pub(super) fn run(
         spectra: names,
         settings,
     };
+    if limits.stop.load(Ordering::Relaxed) {
+        return Ok(Studied::Stopped);
+    }
     write(&record, &spectra, out)?;
     Ok(Studied::Recorded(Box::new(record)))
 }

@@ -46,7 +46,7 @@ pub(crate) fn sweep(args: &TrainArgs, notes: &Notes) -> Result<Ended> {
     let baseline = baseline(&config, args.baseline.as_deref())?;
     let directory = RunDirectory::for_grid(&args.out)?;
     let rows = grid::rows(&config, &args.lr);
-    let jobs = parallel(args, true);
+    let jobs = parallel(args, true)?;
     let Some(results) = journaled(&config, &rows, &directory, JOURNAL, jobs, notes)? else {
         notes.say("stopped; the same command goes on from here");
         return Ok(Ended::Interrupted);
@@ -58,7 +58,7 @@ pub(crate) fn sweep(args: &TrainArgs, notes: &Notes) -> Result<Ended> {
     let chart = plot::chart(&sweep, &config);
     directory.write("sweep.svg", chart.svg()?.as_bytes())?;
     directory.write("sweep.png", &chart.png()?)?;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{json}")?;
     } else {

@@ -14,7 +14,15 @@ pub(crate) fn chart(sweep: &Sweep<'_>, config: &Config) -> Chart {
         move |values: Vec<f64>| values.into_iter().filter(|v| v.is_finite()).fold(start, pick)
     };
     let (lowest, highest) = (extreme(f64::min, f64::INFINITY), extreme(f64::max, 0.0));
-    let lrs: Vec<f64> = points().map(|p| p.lr).collect();
+    // On a logarithmic axis there is no place for 0.
+    let mut lrs: Vec<f64> = points().map(|p| p.lr).filter(|lr| *lr > 0.0).collect();
+    lrs.sort_by(f64::total_cmp);
+    lrs.dedup();
+    let ends = match lrs[..] {
+        [] => (0.5, 2.0),
+        [first, .., last] => (first, last),
+        [only] => (only, only),
+    };
     let deviation = |p: &super::report::Point| p.held_out_loss.deviation.unwrap_or(0.0);
     let low = lowest(points().map(|p| p.held_out_loss.mean - deviation(p)).collect());
     let high = highest(points().map(|p| p.held_out_loss.mean + deviation(p)).collect());
@@ -46,16 +54,16 @@ pub(crate) fn chart(sweep: &Sweep<'_>, config: &Config) -> Chart {
             config.task.describe(),
             config.seeds.len()
         ),
+        // Every rate that was tried is named.
         x: Axis {
-            title: "peak learning rate".into(),
-            range: (lowest(lrs.clone()) / 1.1, highest(lrs) * 1.1),
-            scale: Scale::Log,
+            named: lrs,
+            ..Axis::new("peak learning rate", (ends.0 / 1.1, ends.1 * 1.1), Scale::Log)
         },
-        y: Axis {
-            title: "held-out loss (cross-entropy, nats)".into(),
-            range: (low - margin, high + margin),
-            scale: Scale::Linear,
-        },
+        y: Axis::new(
+            "held-out loss (cross-entropy, nats)",
+            (low - margin, high + margin),
+            Scale::Linear,
+        ),
         band: None,
         lines,
     }

@@ -1,10 +1,8 @@
 //! The tables of a sweep.
 
-use comfy_table::Cell;
-
 use super::report::Sweep;
 use super::statistics::Paired;
-use crate::tables::table;
+use crate::tables::{Cell, table};
 use crate::train::metrics::Spread;
 use crate::train::table::{loss, percent};
 

@@ -7,11 +7,12 @@ mod layers;
 #[cfg(test)]
 mod oracle;
 
+use anyhow::Result;
 use faer::Accum;
 use serde::{Deserialize, Serialize};
 
 use self::layers::Heads;
-use super::param::{Param, Score, cross_entropy};
+use super::param::{Param, Score, cross_entropy, make_room};
 use super::rng::{Rng, Stream};
 
 /// Different bytes.
@@ -32,6 +33,30 @@ pub(crate) struct TransformerShape {
     pub(crate) heads: usize,
     /// Bytes that a prediction may look at.
     pub(crate) context: usize,
+}
+
+/// How many numbers a model and its work on one window have, as far as the largest ones go.
+pub(crate) struct Counts {
+    pub(crate) params: u128,
+    pub(crate) work_of_a_window: u128,
+}
+
+/// Counted before anything is allocated; what overflows is as large as can be counted.
+pub(crate) fn numbers(shape: TransformerShape) -> Counts {
+    let product =
+        |factors: &[usize]| factors.iter().fold(1u128, |n, f| n.saturating_mul(*f as u128));
+    let TransformerShape { width: d, layers, heads, context } = shape;
+    let inner = product(&[d, EXPANSION]);
+    let block = product(&[4, d, d]).saturating_add(inner.saturating_mul(2 * d as u128));
+    let embeddings = product(&[2 * VOCABULARY, d]).saturating_add(product(&[context, d]));
+    let params = block.saturating_mul(layers as u128).saturating_add(embeddings);
+    let attention = product(&[heads, context, context]);
+    // Eight lists of a block have the width, two the inner one; two are of logits.
+    let kept = product(&[8 + 2 * EXPANSION, d, context]).saturating_add(attention);
+    let passing = product(&[12 + EXPANSION, d, context]).saturating_add(attention);
+    let logits = product(&[2, VOCABULARY, context]);
+    let work = kept.saturating_mul(layers as u128).saturating_add(passing).saturating_add(logits);
+    Counts { params, work_of_a_window: work }
 }
 
 /// The model with its work space.
@@ -85,36 +110,38 @@ struct Backward {
 impl Transformer {
     /// Weights uniform with variance 1/fan_in, those that write to the residual stream 1/(2·layers) of it,
     /// embeddings and head with deviation 0.02, gains 1.
-    pub(crate) fn new(shape: TransformerShape, seed: u64) -> Self {
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub(crate) fn new(shape: TransformerShape, seed: u64) -> Result<Self> {
         let mut rng = Rng::new(seed, Stream::Init);
         let (d, inner) = (shape.width, EXPANSION * shape.width);
         let mut matrix = |name: String, fan_out: usize, fan_in: usize, deviation: f32| {
             let limit = 3f32.sqrt() * deviation;
-            let data = (0..fan_out * fan_in).map(|_| rng.symmetric(limit)).collect();
-            Param::new(name, vec![fan_out, fan_in], data)
+            Param::new(name, vec![fan_out, fan_in], || rng.symmetric(limit))
         };
-        let gain = |name: String| Param::new(name, vec![d], vec![1.0; d]);
+        let gain = |name: String| Param::new(name, vec![d], || 1.0);
         let unit = |fan_in: usize| (fan_in as f32).sqrt().recip();
         let residual = ((2 * shape.layers) as f32).sqrt().recip();
         let mut params = vec![
-            matrix("token_embed.weight".into(), VOCABULARY, d, 0.02),
-            matrix("position_embed.weight".into(), shape.context, d, 0.02),
+            matrix("token_embed.weight".into(), VOCABULARY, d, 0.02)?,
+            matrix("position_embed.weight".into(), shape.context, d, 0.02)?,
         ];
         for i in 0..shape.layers {
-            params.push(gain(format!("blocks.{i}.norm1.gain")));
+            params.push(gain(format!("blocks.{i}.norm1.gain"))?);
             for part in ["q", "k", "v"] {
-                params.push(matrix(format!("blocks.{i}.attention.{part}.weight"), d, d, unit(d)));
+                params.push(matrix(format!("blocks.{i}.attention.{part}.weight"), d, d, unit(d))?);
             }
             let out = format!("blocks.{i}.attention.out.weight");
-            params.push(matrix(out, d, d, residual * unit(d)));
-            params.push(gain(format!("blocks.{i}.norm2.gain")));
-            params.push(matrix(format!("blocks.{i}.mlp.up.weight"), inner, d, unit(d)));
+            params.push(matrix(out, d, d, residual * unit(d))?);
+            params.push(gain(format!("blocks.{i}.norm2.gain"))?);
+            params.push(matrix(format!("blocks.{i}.mlp.up.weight"), inner, d, unit(d))?);
             let down = format!("blocks.{i}.mlp.down.weight");
-            params.push(matrix(down, d, inner, residual * unit(inner)));
+            params.push(matrix(down, d, inner, residual * unit(inner))?);
         }
-        params.push(gain("norm.gain".into()));
-        params.push(matrix("head.weight".into(), VOCABULARY, d, 0.02));
-        Self {
+        params.push(gain("norm.gain".into())?);
+        params.push(matrix("head.weight".into(), VOCABULARY, d, 0.02)?);
+        Ok(Self {
             shape,
             params,
             blocks: vec![Block::default(); shape.layers],
@@ -123,7 +150,42 @@ impl Transformer {
             inverse: Vec::new(),
             logits: Vec::new(),
             back: Backward::default(),
+        })
+    }
+
+    /// Makes room for the work on that many windows at once.
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub(crate) fn make_room(&mut self, windows: usize) -> Result<()> {
+        let TransformerShape { width: d, heads, context, .. } = self.shape;
+        let tokens = windows.checked_mul(context);
+        let of_width = |width: usize| tokens.and_then(|t| t.checked_mul(width));
+        let attention = of_width(heads).and_then(|n| n.checked_mul(context));
+        let inner = d.checked_mul(EXPANSION).and_then(of_width);
+        for block in &mut self.blocks {
+            let Block { stream, normed, inverse, q, k, v, mixed, middle, .. } = block;
+            for list in [stream, normed, q, k, v, mixed, middle, &mut block.middle_normed] {
+                make_room(list, of_width(d))?;
+            }
+            for list in [inverse, &mut block.middle_inverse] {
+                make_room(list, tokens)?;
+            }
+            for list in [&mut block.up, &mut block.act] {
+                make_room(list, inner)?;
+            }
+            make_room(&mut block.attention, attention)?;
         }
+        let Backward { logits, stream, normed, inner: back, mixed, q, k, v } = &mut self.back;
+        for list in [stream, normed, mixed, q, k, v, &mut self.stream, &mut self.normed] {
+            make_room(list, of_width(d))?;
+        }
+        make_room(back, inner)?;
+        make_room(&mut self.inverse, tokens)?;
+        for list in [logits, &mut self.logits] {
+            make_room(list, of_width(VOCABULARY))?;
+        }
+        Ok(())
     }
 
     /// Bytes of a window: the context, and one more to predict.

@@ -87,7 +87,7 @@ impl Oracle {
 /// A model with every parameter well away from zero and one, so that each matters.
 fn model() -> Transformer {
     let shape = TransformerShape { width: 6, layers: 2, heads: 2, context: 4 };
-    let mut model = Transformer::new(shape, 3);
+    let mut model = Transformer::new(shape, 3).unwrap();
     let mut rng = Rng::new(11, Stream::Split);
     for p in &mut model.params {
         let (offset, limit) = if p.shape.len() == 1 { (1.0, 0.4) } else { (0.0, 0.9) };
