@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn lines_pass_where_they_are_meant() {
         let mut out = String::new();
-        write!(Plain::lines(&mut out), "a\n\tb{}\u{1b}", "c\r").unwrap();
+        Plain::lines(&mut out).write_str("a\n\tbc\r\u{1b}").unwrap();
         assert_eq!(out, "a\n\tbc\\r\\u001b");
     }
 }
