@@ -221,7 +221,7 @@ fn run(
         momentum: Dtype::F32,
         bf16_params: Bf16Params::Master,
         adamw_elements: 0,
-    });
+    })?;
     let (flops, bytes) = (cost.executed_flops as f64, cost.pass_bytes() as f64);
     let floor = (flops / flops_per_second + bytes / bytes_per_second) * 1e3;
     let stream = model.muon.device().stream().clone();

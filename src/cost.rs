@@ -3,7 +3,7 @@
 
 use crate::config::{Bf16Params, MuonConfig, MuonRule};
 use crate::device::{StateRule, StateSpec};
-use crate::error::{Result, ResultExt};
+use crate::error::{Error, Result, ResultExt};
 use crate::plan::{Commit, Plan, PlanInput, Treatment};
 use crate::precision::Dtype;
 use crate::recipe::Flops;
@@ -47,10 +47,10 @@ pub struct StepCost {
 }
 
 impl StepCost {
-    /// Bytes of all passes.
+    /// Bytes of all passes; `u64::MAX` where there are more.
     #[must_use]
     pub fn pass_bytes(&self) -> u64 {
-        self.pass_a_bytes + self.pass_b_bytes + self.adamw_bytes
+        self.pass_a_bytes.saturating_add(self.pass_b_bytes).saturating_add(self.adamw_bytes)
     }
 }
 
@@ -73,24 +73,25 @@ impl Plan {
     ) -> Result<Self> {
         config.validate()?;
         crate::config::Rule::from(rule.clone()).validate()?;
-        let mut params = Vec::new();
+        let (mut kinds, mut matrices) = (Vec::new(), 0usize);
         for (dimensions, count) in shapes {
             let blocks = shape::blocks(dimensions, Layout::OutIn, &Split::Whole)
                 .context(|| format!("matrices {dimensions:?}"))?;
-            params.extend(std::iter::repeat_n(blocks, count));
+            matrices = matrices.saturating_add(blocks.len().saturating_mul(count));
+            shape::check_matrices(matrices)?;
+            kinds.push((blocks, count));
         }
-        let inputs = params.iter().enumerate().map(|(param, blocks)| PlanInput {
-            param,
-            rule,
-            blocks,
-            name: "matrix",
-        });
+        let params = kinds.iter().flat_map(|(blocks, count)| std::iter::repeat_n(blocks, *count));
+        let inputs =
+            params.enumerate().map(|(param, blocks)| PlanInput { param, rule, blocks, name: "" });
         Self::new(config, inputs)
     }
 
     /// What a step costs on the CUDA device.
-    #[must_use]
-    pub fn cuda_cost(&self, inputs: &CostInputs) -> StepCost {
+    ///
+    /// # Errors
+    /// A count that 64 bits do not hold.
+    pub fn cuda_cost(&self, inputs: &CostInputs) -> Result<StepCost> {
         let spec = |rule| StateSpec {
             len: 1,
             param_dtype: inputs.param,
@@ -100,63 +101,71 @@ impl Plan {
         };
         let muon_spec = spec(StateRule::Muon { momentum_dtype: inputs.momentum, matrices: 1 });
         let adamw_spec = spec(StateRule::AdamW);
-        let (grad, momentum) = (inputs.grad.bytes() as u64, inputs.momentum.bytes() as u64);
+        let bytes = |dtype: Dtype| dtype.bytes() as u128;
+        let (grad, momentum) = (bytes(inputs.grad), bytes(inputs.momentum));
         // Read and written; beside an f32 master a bf16 parameter is only written.
-        let param = inputs.param.bytes() as u64;
+        let param = bytes(inputs.param);
         let param = if muon_spec.has_master() { 8 + param } else { 2 * param };
-        let elements = self.elements() as u64;
+        let adamw = u128::from(inputs.adamw_elements);
 
-        let mut cost = StepCost {
-            kernel_launches: 0,
-            products: 0,
-            executed_flops: 0,
-            flops: Flops::default(),
-            pass_a_bytes: 0,
-            pass_b_bytes: 0,
-            adamw_bytes: inputs.adamw_elements * (2 * grad + 16 + param),
-            state_bytes: elements * muon_spec.bytes() as u64
-                + inputs.adamw_elements * adamw_spec.bytes() as u64,
-        };
+        let (mut pass_a, mut pass_b) = (0u128, 0u128);
+        let (mut full, mut symmetric, mut executed) = (0u128, 0u128, 0u128);
+        let (mut launches, mut products) = (0u128, 0u128);
+        // Chunks in which there is a matrix, and those in which one is looked at before it is committed.
+        let (mut active_chunks, mut checked_chunks) = (0, 0);
         for bucket in self.buckets() {
-            let n = (bucket.shape.len() * bucket.matrices.len()) as u64;
-            let iterate = bucket.treatment.stored_in(self.precision()).bytes() as u64;
+            let count = bucket.matrices.len() as u128;
+            let n = bucket.shape.len() as u128 * count;
+            let iterate = bucket.treatment.stored_in(self.precision()).bytes() as u128;
             // Gradient and momentum are read for the norm and again for the blend.
-            cost.pass_a_bytes += n * (2 * grad + 2 * momentum + iterate);
-            cost.pass_b_bytes += n * (iterate + param);
+            pass_a += n * (2 * grad + 2 * momentum + iterate);
+            pass_b += n * (iterate + param);
+            let chunks = bucket.matrices.len().div_ceil(bucket.slots.max(1));
+            active_chunks = active_chunks.max(chunks);
             match bucket.commit {
-                Commit::PassA => cost.pass_a_bytes += n * momentum,
+                Commit::PassA => pass_a += n * momentum,
                 // The result is looked at, then gradient and momentum are read a third time.
-                Commit::AfterCheck => cost.pass_b_bytes += n * (iterate + grad + 2 * momentum),
-            }
-            if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
-                let flops = recipe.flops(bucket.shape);
-                let count = bucket.matrices.len() as u64;
-                cost.flops.full += flops.full * count;
-                cost.flops.symmetric += flops.symmetric * count;
-                cost.executed_flops +=
-                    recipe.executed_flops(bucket.shape, &bucket.symmetric) * count;
-            }
-        }
-        for chunk in 0..self.chunks() {
-            let active = || self.buckets().iter().filter(|b| !Self::segment(b, chunk).is_empty());
-            if active().next().is_none() {
-                continue;
-            }
-            let checked = active().any(|b| b.commit == Commit::AfterCheck);
-            cost.kernel_launches += PASS_A + 1 + if checked { CHECK } else { 0 };
-            for bucket in active() {
-                if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
-                    let (shape, symmetric) = (bucket.shape, &bucket.symmetric);
-                    cost.kernel_launches += recipe.kernel_launches(shape, symmetric);
-                    cost.products += recipe.calls(shape, symmetric);
+                Commit::AfterCheck => {
+                    pass_b += n * (iterate + grad + 2 * momentum);
+                    checked_chunks = checked_chunks.max(chunks);
                 }
             }
+            if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
+                let (shape, strips) = (bucket.shape, &bucket.symmetric);
+                let flops = recipe.flops(shape);
+                full += u128::from(flops.full) * count;
+                symmetric += u128::from(flops.symmetric) * count;
+                executed += u128::from(recipe.executed_flops(shape, strips)) * count;
+                launches += u128::from(recipe.kernel_launches(shape, strips)) * chunks as u128;
+                products += u128::from(recipe.calls(shape, strips)) * chunks as u128;
+            }
         }
+        launches += u128::from(PASS_A + 1) * active_chunks as u128;
+        launches += u128::from(CHECK) * checked_chunks as u128;
         // `step_finish`.
-        cost.kernel_launches += u64::from(!self.buckets().is_empty());
-        cost.kernel_launches += if inputs.adamw_elements > 0 { ADAMW } else { 0 };
-        cost
+        launches += u128::from(!self.buckets().is_empty());
+        launches += if adamw > 0 { u128::from(ADAMW) } else { 0 };
+        let state = self.elements() as u128 * muon_spec.bytes() as u128
+            + adamw * adamw_spec.bytes() as u128;
+        Ok(StepCost {
+            kernel_launches: counted("kernel launches", launches)?,
+            products: counted("products", products)?,
+            executed_flops: counted("FLOPs", executed)?,
+            flops: Flops { full: counted("FLOPs", full)?, symmetric: counted("FLOPs", symmetric)? },
+            pass_a_bytes: counted("bytes of pass A", pass_a)?,
+            pass_b_bytes: counted("bytes of pass B", pass_b)?,
+            adamw_bytes: counted("bytes of AdamW", adamw * (2 * grad + 16 + param))?,
+            state_bytes: counted("bytes of state", state)?,
+        })
     }
+}
+
+/// # Errors
+/// More than 64 bits hold.
+fn counted(what: &str, count: u128) -> Result<u64> {
+    u64::try_from(count).map_err(|_| {
+        Error::shape_mismatch(format!("{what} of a step"), format!("at most {}", u64::MAX), count)
+    })
 }
 
 #[cfg(test)]
@@ -191,7 +200,7 @@ mod tests {
     #[test]
     fn five_quintics_by_hand() {
         let config = MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() };
-        let cost = plan("jordan", MethodChoice::Standard, &config).cuda_cost(&INPUTS);
+        let cost = plan("jordan", MethodChoice::Standard, &config).cuda_cost(&INPUTS).unwrap();
         // Five iterations of three products for each of two shapes; squares need no mirror.
         assert_eq!(cost.products, 30);
         // 3 of pass A, 1 of pass B, step_finish, 4 of AdamW.
@@ -213,7 +222,7 @@ mod tests {
         let config = MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() };
         let gram = MethodChoice::Gram(vec![5]);
         let whole = plan("jordan", gram.clone(), &config);
-        let cost = whole.cuda_cost(&INPUTS);
+        let cost = whole.cuda_cost(&INPUTS).unwrap();
         let bucket = &whole.buckets()[0];
         let Treatment::Polynomial { recipe, .. } = &bucket.treatment else {
             unreachable!("a polynomial was asked for")
@@ -227,7 +236,7 @@ mod tests {
         let few = MuonConfig { workspace_limit: 1, ..config };
         let chunked = plan("jordan", gram, &few);
         assert_eq!(chunked.chunks(), 3);
-        let more = chunked.cuda_cost(&INPUTS);
+        let more = chunked.cuda_cost(&INPUTS).unwrap();
         // Three chunks; the second bucket has a matrix in two of them.
         assert_eq!(more.kernel_launches, 5 + 3 * 7 + 5 * launches);
         assert_eq!(more.flops, cost.flops);
@@ -241,7 +250,7 @@ mod tests {
             symmetric_products: SymmetricProducts::Strips(2),
             ..MuonConfig::default()
         };
-        let cost = plan("jordan", MethodChoice::Standard, &config).cuda_cost(&INPUTS);
+        let cost = plan("jordan", MethodChoice::Standard, &config).cuda_cost(&INPUTS).unwrap();
         // Two of three products are symmetric, each in two calls and mirrored: five iterations, two buckets.
         assert_eq!(cost.products, 2 * 5 * (2 * 2 + 1));
         assert_eq!(cost.kernel_launches, 9 + 2 * 5 * 2);
@@ -259,11 +268,43 @@ mod tests {
         let plan = plan("jordan", MethodChoice::Standard, &MuonConfig::default());
         let elements = plan.elements() as u64;
         let bf16 = CostInputs { param: Dtype::Bf16, adamw_elements: 0, ..INPUTS };
-        let master = plan.cuda_cost(&bf16);
+        let master = plan.cuda_cost(&bf16).unwrap();
         // f32 iterate; master read and written, parameter written.
         assert_eq!(master.pass_b_bytes, (4 + 8 + 2) * elements);
         assert_eq!(master.state_bytes, 8 * elements);
         let stochastic = CostInputs { bf16_params: Bf16Params::Stochastic { seed: 0 }, ..bf16 };
-        assert_eq!(plan.cuda_cost(&stochastic).pass_b_bytes, (4 + 4) * elements);
+        assert_eq!(plan.cuda_cost(&stochastic).unwrap().pass_b_bytes, (4 + 4) * elements);
+    }
+
+    #[test]
+    fn counts_that_64_bits_do_not_hold_are_errors() {
+        let config = MuonConfig { precision: Some(Precision::Bf16), ..MuonConfig::default() };
+        let plan_of = |shape: &[usize], count: usize| {
+            let rule = MuonRule { method: MethodChoice::Standard, ..MuonRule::default() };
+            Plan::for_shapes(&config, &rule, [(shape, count)])
+        };
+        // A square of 10⁶ takes some 15 products of 2·10¹⁸ FLOPs: u64 ends at 1.8·10¹⁹.
+        for (shape, count) in [
+            (&[1_000_000usize, 1_000_000][..], 1),
+            (&[100_000, 100_000], 100_000),
+            (&[usize::MAX, 1], 1),
+            (&[usize::MAX, usize::MAX], 1),
+            (&[1, usize::MAX / 8], 1),
+            (&[768, 768], usize::MAX),
+            (&[5_000_000, 2, 2], 1),
+        ] {
+            let e = plan_of(shape, count).unwrap_err();
+            assert!(e.is_shape_mismatch(), "{shape:?} {count}: {e}");
+        }
+        let inputs = CostInputs { adamw_elements: u64::MAX, ..INPUTS };
+        let small = plan_of(&[8, 8], 1).unwrap();
+        let e = small.cuda_cost(&inputs).unwrap_err();
+        assert!(e.is_shape_mismatch() && e.to_string().contains("of AdamW"), "{e}");
+        // What fits is right: 15 products of a square of 10⁵, and as many of a plan of 10⁵ matrices.
+        let flops = |shape: &[usize], count| {
+            plan_of(shape, count).unwrap().cuda_cost(&INPUTS).unwrap().flops.full
+        };
+        assert_eq!(flops(&[100_000, 100_000], 1), 15 * 2 * 10u64.pow(15));
+        assert_eq!(flops(&[768, 768], 100_000), 15 * 2 * 768u64.pow(3) * 100_000);
     }
 }

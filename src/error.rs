@@ -66,6 +66,8 @@ pub(crate) enum ErrorKind {
     Unsupported(String),
     #[error("{0}")]
     Device(String),
+    #[error("{0}")]
+    OutOfMemory(String),
     #[error("an earlier step was interrupted and the optimizer is torn: {0}")]
     Torn(String),
     /// No CUDA on this machine, or not enough of it.
@@ -164,6 +166,10 @@ impl Error {
 
     pub(crate) fn device(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Device(message.into()))
+    }
+
+    pub(crate) fn out_of_memory(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::OutOfMemory(message.into()))
     }
 
     #[cfg(feature = "cuda")]
@@ -307,10 +313,13 @@ impl Error {
         matches!(self.0.kind, ErrorKind::CudaUnavailable { .. })
     }
 
-    /// Device memory ran out.
+    /// Memory ran out, that of the device or of the host.
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Cuda { out_of_memory: true, .. })
+        matches!(
+            self.0.kind,
+            ErrorKind::OutOfMemory(_) | ErrorKind::Cuda { out_of_memory: true, .. }
+        )
     }
 
     /// A kernel that NVRTC does not compile, or whose image the driver does not take.

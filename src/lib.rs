@@ -45,6 +45,7 @@ mod cuda;
 mod device;
 pub mod error;
 mod learning_rate;
+mod memory;
 mod method;
 mod optimizer;
 mod orthogonalize;
@@ -87,10 +88,10 @@ pub use optimizer::{
     FoundNonFinite, GroupId, GroupScalars, Muon, ParamId, ParamSpec, StepOptions, StepReport,
 };
 pub use orthogonalize::{OrthogonalizeOptions, Orthogonalized, orthogonalize};
-pub use plan::{Bucket, Commit, Plan, PlannedMatrix, Treatment};
+pub use plan::{Bucket, Commit, Plan, PlannedMatrix, Safety, Treatment};
 pub use precision::{Dtype, Precision};
 pub use printable::Printable;
-pub use routing::{Decision, RoutingRule};
+pub use routing::{Decision, Destination, Reading, RoutingRule};
 pub use routing_report::{Route, RoutingReport};
 pub use scale::UpdateScale;
 pub use shape::{Block, Layout, MatrixShape, Orientation, Split};

@@ -7,9 +7,9 @@ use crate::config::{
 use crate::device::{Device, MatrixJob, MuonScalars, StateRule, StateSpec, StepTensor};
 use crate::error::{Error, Result};
 use crate::optimizer::ParamId;
-use crate::plan::{Plan, PlanInput};
+use crate::plan::{Plan, PlanInput, PreparedSchedule, Safety};
 use crate::precision::Precision;
-use crate::recipe::Method;
+use crate::recipe::{Method, Recipe};
 use crate::shape::{Block, MatrixShape};
 
 /// How a standalone matrix is orthogonalized.
@@ -23,12 +23,42 @@ pub struct OrthogonalizeOptions {
     pub method: MethodChoice,
     /// The guard of the normalisation. Default the smallest normal f32.
     pub norm_floor: f64,
+    /// What to do about a schedule that is not safe in this precision. Default refuse it.
+    pub safety: Safety,
 }
 
 impl Default for OrthogonalizeOptions {
     fn default() -> Self {
         let MuonRule { orthogonalizer, method, norm_floor, .. } = MuonRule::default();
-        Self { orthogonalizer, precision: None, method, norm_floor }
+        Self { orthogonalizer, precision: None, method, norm_floor, safety: Safety::Refuse }
+    }
+}
+
+impl OrthogonalizeOptions {
+    /// Whether matrices of any shape can be orthogonalized like this.
+    ///
+    /// # Errors
+    /// As [`orthogonalize`]: a schedule that is not safe in the precision, a number of iterations that it does not have,
+    /// groups that do not add up.
+    pub fn check(&self, precision: Precision) -> Result<()> {
+        crate::config::Rule::from(self.rule()).validate()?;
+        let Orthogonalizer::Polynomial { schedule, iterations } = &self.orthogonalizer else {
+            return Ok(());
+        };
+        let prepared = PreparedSchedule::new(schedule, *iterations, precision, self.safety)?;
+        if let MethodChoice::Gram(groups) = &self.method {
+            Recipe::new(&prepared.schedule, &Method::Gram { groups: groups.clone() })?;
+        }
+        Ok(())
+    }
+
+    fn rule(&self) -> MuonRule {
+        MuonRule {
+            orthogonalizer: self.orthogonalizer.clone(),
+            method: self.method.clone(),
+            norm_floor: self.norm_floor,
+            ..MuonRule::default()
+        }
     }
 }
 
@@ -54,8 +84,9 @@ pub struct Orthogonalized {
 /// Allocates state and workspace for one matrix; in a loop use [`Muon`](crate::Muon).
 ///
 /// # Errors
-/// A zero dimension, a length that is not `rows · cols`, a schedule its normalisation does not keep safe, an input
-/// with a NaN or an infinity (`output` then stays as it was), a failed device.
+/// A zero dimension, a length that is not `rows · cols`, a schedule its normalisation does not keep safe (unless
+/// [`OrthogonalizeOptions::safety`] says otherwise), an input with a NaN or an infinity (`output` then stays as it was),
+/// no memory, a failed device.
 ///
 /// # Example
 /// ```
@@ -77,6 +108,7 @@ pub fn orthogonalize<'a, D: Device>(
     options: &OrthogonalizeOptions,
 ) -> Result<Orthogonalized> {
     let blocks = [Block { offset: 0, shape, row_stride: shape.cols }];
+    crate::shape::element_count(&[shape.rows, shape.cols])?;
     if shape.is_empty() {
         return Err(Error::shape_mismatch("matrix to orthogonalize", "at least 1x1", shape));
     }
@@ -92,20 +124,15 @@ pub fn orthogonalize<'a, D: Device>(
             ));
         }
     }
-    let rule = MuonRule {
-        orthogonalizer: options.orthogonalizer.clone(),
-        method: options.method.clone(),
-        norm_floor: options.norm_floor,
-        ..MuonRule::default()
-    };
+    let rule = options.rule();
     crate::config::Rule::from(rule.clone()).validate()?;
     let config = MuonConfig {
         precision: Some(options.precision.unwrap_or(D::DEFAULT_PRECISION)),
         non_finite: NonFinite::Skip,
         ..MuonConfig::default()
     };
-    let plan =
-        Plan::new(&config, [PlanInput { param: 0, rule: &rule, blocks: &blocks, name: "matrix" }])?;
+    let inputs = [PlanInput { param: 0, rule: &rule, blocks: &blocks, name: "" }];
+    let plan = Plan::judged(&config, options.safety, inputs)?;
     let spec = StateSpec {
         len: shape.len(),
         param_dtype: param.dtype,

@@ -3,6 +3,7 @@
 //! A plan depends on the configuration, the rules and the registered shapes alone, so it is the same on
 //! every device, and a CPU run in emulated bf16 predicts the GPU's.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use crate::coefficients::{CoefficientSchedule, Normalization};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result, ResultExt};
 use crate::method;
 use crate::precision::Precision;
 use crate::recipe::{Method, Recipe};
-use crate::shape::{Block, MatrixShape};
+use crate::shape::{self, Block, MatrixShape};
 use crate::symmetric::SymmetricStrips;
 
 /// What is done to a matrix between pass A and pass B.
@@ -126,6 +127,14 @@ impl Bucket {
         }
     }
 
+    /// With symmetric products in full: no device executes more.
+    fn flops_of_one(&self) -> u64 {
+        match &self.treatment {
+            Treatment::Polynomial { recipe, .. } => recipe.flops(self.shape).full,
+            _ => 0,
+        }
+    }
+
     /// Workspace elements for one matrix.
     #[must_use]
     pub fn workspace_elements(&self) -> usize {
@@ -166,19 +175,48 @@ impl Plan {
         config: &MuonConfig,
         inputs: impl IntoIterator<Item = PlanInput<'a>>,
     ) -> Result<Self> {
+        Self::judged(config, Safety::Refuse, inputs)
+    }
+
+    /// # Errors
+    /// As [`Plan::new`], but for schedules that the caller runs at their own risk.
+    pub(crate) fn judged<'a>(
+        config: &MuonConfig,
+        safety: Safety,
+        inputs: impl IntoIterator<Item = PlanInput<'a>>,
+    ) -> Result<Self> {
         let precision = config.precision.unwrap_or_default();
         let mut buckets: Vec<Bucket> = Vec::new();
+        // The bucket of every rule and shape that was seen: matrices are many, and a treatment takes long to work out.
+        let mut known: HashMap<(usize, MatrixShape), usize> = HashMap::new();
+        let mut matrices = 0;
         for input in inputs {
             for (matrix, &block) in input.blocks.iter().enumerate() {
+                matrices += 1;
+                shape::check_matrices(matrices)?;
+                let key = (std::ptr::from_ref(input.rule).addr(), block.shape);
+                let index = match known.get(&key) {
+                    Some(index) => *index,
+                    None => {
+                        let bucket = Self::treat(precision, safety, input.rule, block.shape)
+                            .context(|| match input.name {
+                                "" => format!("{} matrix", block.shape),
+                                name => format!("plan of `{name}` [{}]", block.shape),
+                            })?;
+                        let same = buckets.iter().position(|b| b.is_treated_as(&bucket));
+                        let index = same.unwrap_or(buckets.len());
+                        if same.is_none() {
+                            buckets.push(bucket);
+                        }
+                        known.insert(key, index);
+                        index
+                    }
+                };
                 let planned = PlannedMatrix { param: input.param, matrix, block };
-                let bucket = Self::treat(precision, input.rule, block.shape)
-                    .context(|| format!("plan of `{}` [{}]", input.name, block.shape))?;
-                match buckets.iter_mut().find(|b| b.is_treated_as(&bucket)) {
-                    Some(b) => b.matrices.push(planned),
-                    None => buckets.push(Bucket { matrices: vec![planned], ..bucket }),
-                }
+                buckets[index].matrices.push(planned);
             }
         }
+        check_size(&buckets)?;
         let chunks = Self::chunk(config.workspace_limit, precision, &mut buckets);
         for bucket in &mut buckets {
             if let Treatment::Polynomial { recipe, .. } = &bucket.treatment {
@@ -194,7 +232,12 @@ impl Plan {
         Ok(Self { precision, buckets, chunks })
     }
 
-    fn treat(precision: Precision, rule: &MuonRule, shape: MatrixShape) -> Result<Bucket> {
+    fn treat(
+        precision: Precision,
+        safety: Safety,
+        rule: &MuonRule,
+        shape: MatrixShape,
+    ) -> Result<Bucket> {
         let (treatment, method, reason) = match &rule.orthogonalizer {
             Orthogonalizer::Identity => {
                 (Treatment::Identity, None, "the direction itself is the update".into())
@@ -206,7 +249,7 @@ impl Plan {
                 (Treatment::ExactSvd, None, "singular value decomposition in f64".into())
             }
             Orthogonalizer::Polynomial { schedule, iterations } => {
-                let prepared = PreparedSchedule::new(schedule, *iterations, precision)?;
+                let prepared = PreparedSchedule::new(schedule, *iterations, precision, safety)?;
                 let (method, why) = prepared.method(&rule.method, precision, shape);
                 let recipe = Recipe::new(&prepared.schedule, &method)?;
                 let reason = match prepared.added_safety {
@@ -247,7 +290,16 @@ impl Plan {
                 })
                 .fold(0, usize::saturating_add)
         };
-        let chunks = (1..=most).find(|&c| bytes(c) <= workspace_limit).unwrap_or(most).max(1);
+        // More chunks never take more: halve what is left to look at.
+        let (mut low, mut high) = (1, most.max(1));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match bytes(middle) <= workspace_limit {
+                true => high = middle,
+                false => low = middle + 1,
+            }
+        }
+        let chunks = low;
         for b in buckets {
             b.slots = b.matrices.len().div_ceil(chunks);
         }
@@ -299,6 +351,49 @@ impl Plan {
     }
 }
 
+/// What to do about a schedule that its normalisation or its rounding does not keep safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Safety {
+    /// An error, before anything is computed (default).
+    #[default]
+    Refuse,
+    /// Run it as it is: the result may be anything, not finite included.
+    RunAnyway,
+}
+
+/// Most elements of a plan: 2⁵⁶. State, workspace and traffic take less than 256 bytes of each, which 64 bits count.
+const MOST_ELEMENTS: usize = 1 << 56;
+
+/// # Errors
+/// Elements or FLOPs that 64 bits do not count. After it no sum over a plan can overflow.
+fn check_size(buckets: &[Bucket]) -> Result<()> {
+    let (mut elements, mut flops) = (0usize, 0u64);
+    for bucket in buckets {
+        let matrices = bucket.matrices.len();
+        let (workspace, of_one) = (bucket.workspace_elements(), bucket.flops_of_one());
+        let all = bucket.shape.len().max(workspace).checked_mul(matrices);
+        elements = all
+            .and_then(|all| elements.checked_add(all))
+            .filter(|all| *all <= MOST_ELEMENTS)
+            .ok_or_else(|| {
+                Error::shape_mismatch(
+                    format!("elements of {matrices} matrices {} and their workspace", bucket.shape),
+                    format!("at most {MOST_ELEMENTS}"),
+                    "more",
+                )
+            })?;
+        let all = of_one.checked_mul(matrices as u64).and_then(|all| flops.checked_add(all));
+        flops = all.filter(|all| *all < u64::MAX).ok_or_else(|| {
+            Error::shape_mismatch(
+                format!("FLOPs of a step with {matrices} matrices {}", bucket.shape),
+                format!("at most {}", u64::MAX),
+                "more",
+            )
+        })?;
+    }
+    Ok(())
+}
+
 /// The largest singular value a schedule may reach under rounding: that up to which its exact image counts as safe.
 const LARGEST_ROUNDED: f64 = 1.5;
 
@@ -312,25 +407,29 @@ pub(crate) struct PreparedSchedule {
 
 impl PreparedSchedule {
     /// # Errors
-    /// An `Exact` schedule asked for another length, one that its normalisation does not keep safe, or one that
-    /// diverges when it is rounded.
+    /// An `Exact` schedule asked for another length; unless it is to run anyway, one that its normalisation does not
+    /// keep safe, or one that diverges when it is rounded.
     pub(crate) fn new(
         schedule: &CoefficientSchedule,
         iterations: Option<usize>,
         precision: Precision,
+        judged: Safety,
     ) -> Result<Self> {
         let schedule = match iterations {
             Some(n) => schedule.with_iterations(n)?,
             None => schedule.clone(),
         };
-        let (schedule, added_safety) = schedule.for_precision(precision.unit_roundoff())?;
+        let (schedule, added_safety) = match schedule.for_precision(precision.unit_roundoff()) {
+            Err(_) if judged == Safety::RunAnyway => (schedule, None),
+            prepared => prepared?,
+        };
         let safety = match schedule.normalization() {
             Normalization::Frobenius { safety } => safety,
             Normalization::Aol => 1.0,
         };
         // A schedule that is safe in exact arithmetic may still have no room for the rounding of its stores.
         let largest = method::largest_rounded(&schedule, precision)?;
-        if largest > LARGEST_ROUNDED {
+        if largest > LARGEST_ROUNDED && judged == Safety::Refuse {
             let tuned = match precision {
                 Precision::Fp16 => "tuned_fp16",
                 _ => "tuned_bf16",

@@ -321,27 +321,31 @@ impl Recipe {
             .count()
     }
 
-    /// GEMM FLOPs for one matrix of that shape.
+    /// GEMM FLOPs for one matrix of that shape; `u64::MAX` where there are more. No [plan](crate::Plan) has so many.
     #[must_use]
     pub fn flops(&self, shape: MatrixShape) -> Flops {
-        let (n, m) = (shape.short() as u64, shape.long() as u64);
-        self.ops.iter().fold(Flops::default(), |f, op| match op {
-            Op::Gram { .. } => {
-                Flops { full: f.full + 2 * n * n * m, symmetric: f.symmetric + n * (n + 1) * m }
-            }
-            Op::Symmetric { .. } => {
-                Flops { full: f.full + 2 * n * n * n, symmetric: f.symmetric + n * (n + 1) * n }
-            }
-            Op::Apply { .. } => {
-                Flops { full: f.full + 2 * n * n * m, symmetric: f.symmetric + 2 * n * n * m }
-            }
-            Op::AolScale { .. } => f,
-        })
+        let (n, m) = (shape.short() as u128, shape.long() as u128);
+        let product = |a: u128, b: u128, c: u128| a.saturating_mul(b).saturating_mul(c);
+        let (mut full, mut symmetric) = (0u128, 0u128);
+        for op in &self.ops {
+            let (all, triangle) = match op {
+                Op::Gram { .. } => (product(2 * n, n, m), product(n, n + 1, m)),
+                Op::Symmetric { .. } => (product(2 * n, n, n), product(n, n + 1, n)),
+                Op::Apply { .. } => (product(2 * n, n, m), product(2 * n, n, m)),
+                Op::AolScale { .. } => (0, 0),
+            };
+            full = full.saturating_add(all);
+            symmetric = symmetric.saturating_add(triangle);
+        }
+        let fitted = |flops| u64::try_from(flops).unwrap_or(u64::MAX);
+        Flops { full: fitted(full), symmetric: fitted(symmetric) }
     }
 
-    /// Elements of workspace for one matrix of that shape: two iterates and the small buffers.
+    /// Elements of workspace for one matrix of that shape: two iterates and the small buffers; `usize::MAX` where there
+    /// are more. No [plan](crate::Plan) has so many.
     #[must_use]
     pub fn workspace_elements(&self, shape: MatrixShape) -> usize {
-        2 * shape.len() + self.small_buffers * shape.short() * shape.short()
+        let small = shape.short().saturating_mul(shape.short()).saturating_mul(self.small_buffers);
+        shape.len().saturating_mul(2).saturating_add(small)
     }
 }

@@ -108,11 +108,51 @@ impl Matrix {
         Self { data: self.data.iter().map(|a| alpha * a).collect(), ..*self }
     }
 
-    /// `‖A‖_F`.
+    /// `‖A‖_F`; infinite where it is beyond f64, although squares of the elements may be beyond it.
     #[must_use]
     pub fn frobenius_norm(&self) -> f64 {
+        let (a, exponent) = self.leveled();
+        times_power_of_two(a.norm_of_level(), exponent)
+    }
+
+    /// The norm of a matrix whose squares neither overflow nor vanish.
+    fn norm_of_level(&self) -> f64 {
         self.data.iter().map(|a| a * a).sum::<f64>().sqrt()
     }
+
+    /// `A·2^−e` with its largest element in [1, 2), and `e`; a zero matrix, or one that is not finite, as it is. Nothing
+    /// is rounded but elements 2⁻¹⁰²² times the largest. What does not depend on the scale of a matrix is the same of
+    /// both, and the squares of this one neither overflow nor vanish.
+    #[must_use]
+    pub fn leveled(&self) -> (Self, i32) {
+        let largest = self.data.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let exponent = exponent_of(largest);
+        let data = self.data.iter().map(|a| times_power_of_two(*a, -exponent)).collect();
+        (Self { data, ..*self }, exponent)
+    }
+
+    /// `A / (safety · max(‖A‖_F, norm_floor))`.
+    fn normalized(&self, norm_floor: f64, safety: f64) -> Self {
+        let (a, exponent) = self.leveled();
+        let floor = times_power_of_two(norm_floor, -exponent);
+        a.scaled(1.0 / (safety * a.norm_of_level().max(floor)))
+    }
+}
+
+/// `e` with `2^e <= x < 2^(e + 1)`; 0 for zero and for what is not finite.
+fn exponent_of(x: f64) -> i32 {
+    if x == 0.0 || !x.is_finite() {
+        return 0;
+    }
+    let (x, shift) = if x < f64::MIN_POSITIVE { (x * 2f64.powi(64), -64) } else { (x, 0) };
+    let biased = (x.to_bits() >> 52) & 0x7ff;
+    i32::try_from(biased).map_or(0, |biased| biased - 1023 + shift)
+}
+
+/// `x·2^e` in two factors: a power of two for every `e` there is may be beyond f64.
+fn times_power_of_two(x: f64, e: i32) -> f64 {
+    let half = e / 2;
+    x * 2f64.powi(half) * 2f64.powi(e - half)
 }
 
 /// What an [`Orthogonalizer`] makes of a direction, in f64.
@@ -124,9 +164,7 @@ pub fn orthogonalize(
 ) -> Matrix {
     match orthogonalizer {
         Orthogonalizer::Identity => direction.clone(),
-        Orthogonalizer::Frobenius => {
-            direction.scaled(1.0 / direction.frobenius_norm().max(norm_floor))
-        }
+        Orthogonalizer::Frobenius => direction.normalized(norm_floor, 1.0),
         Orthogonalizer::ExactSvd => polar_factor(direction),
         Orthogonalizer::Polynomial { schedule, iterations } => {
             let schedule = match iterations.map(|n| schedule.with_iterations(n)) {
@@ -156,7 +194,7 @@ pub fn newton_schulz(
         Normalization::Frobenius { safety } => safety,
         Normalization::Aol => 1.0,
     };
-    let mut x = direction.scaled(1.0 / (safety * direction.frobenius_norm().max(norm_floor)));
+    let mut x = direction.normalized(norm_floor, safety);
     if schedule.normalization() == Normalization::Aol {
         let a = x.times(&x.transpose());
         for i in 0..x.rows {
@@ -194,7 +232,8 @@ pub fn polar_factor(a: &Matrix) -> Matrix {
     if a.rows < a.cols {
         return polar_factor(&a.transpose()).transpose();
     }
-    let (sigma, u, v) = jacobi(a);
+    let (a, _) = a.leveled();
+    let (sigma, u, v) = jacobi(&a);
     let floor = sigma.iter().fold(0.0f64, |m, s| m.max(*s)) * a.rows as f64 * f64::EPSILON;
     let mut out = Matrix::zeros(a.rows, a.cols);
     for (k, s) in sigma.iter().enumerate() {
@@ -456,9 +495,27 @@ mod tests {
     fn extreme_scales_do_not_change_the_polar_factor() {
         let a = sample(4, 6, 9);
         let q = polar_factor(&a);
-        for k in [-900, -100, 100, 900] {
-            let scaled = polar_factor(&a.scaled(f64::powi(2.0, k)));
-            assert_eq!(scaled, q, "2^{k}: scaling by a power of two is exact");
+        let schedule = presets::preset("jordan").unwrap();
+        let x = newton_schulz(&schedule, &a, f64::MIN_POSITIVE);
+        let unit = orthogonalize(&Orthogonalizer::Frobenius, &a, f64::MIN_POSITIVE);
+        for k in [-960, -900, -600, -100, 100, 600, 900, 1023] {
+            let far = a.scaled(f64::powi(2.0, k));
+            assert_eq!(polar_factor(&far), q, "2^{k}: scaling by a power of two is exact");
+            assert_eq!(newton_schulz(&schedule, &far, f64::MIN_POSITIVE), x, "2^{k}");
+            let found = orthogonalize(&Orthogonalizer::Frobenius, &far, f64::MIN_POSITIVE);
+            assert_eq!(found, unit, "2^{k}");
+            if k < 1023 {
+                assert_eq!(far.frobenius_norm(), f64::powi(2.0, k) * a.frobenius_norm(), "2^{k}");
+            }
         }
+        // The last subnormals have one bit: the factor is that of the rounded matrix, and unit.
+        let least = Matrix::new(2, 3, vec![5e-324, 0.0, 0.0, 0.0, -5e-324, 0.0]).unwrap();
+        assert_eq!(polar_factor(&least).data, [1.0, 0.0, 0.0, 0.0, -1.0, 0.0]);
+        let most = Matrix::new(1, 4, vec![f64::MAX; 4]).unwrap();
+        assert!(polar_factor(&most).data.iter().all(|x| (x - 0.5).abs() < 1e-15));
+        assert_eq!(most.frobenius_norm(), f64::INFINITY);
+        // A floor above the norm clamps, however small both are.
+        let clamped = orthogonalize(&Orthogonalizer::Frobenius, &a.scaled(1e-300), 1e-290);
+        assert!((clamped.frobenius_norm() / (1e-10 * a.frobenius_norm()) - 1.0).abs() < 1e-12);
     }
 }

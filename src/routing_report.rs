@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::printable::Printable;
+use crate::routing;
 
 /// One line of a routing report.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +20,17 @@ pub struct Route {
     pub matrices: usize,
     /// Number of elements.
     pub elements: usize,
+}
+
+impl Route {
+    /// The longer side of a matrix under Muon that looks like a vocabulary.
+    fn vocabulary_side(&self) -> Option<usize> {
+        self.orthogonalizer.as_ref()?;
+        match *self.shape.as_slice() {
+            [rows, cols] => routing::vocabulary_side([rows, cols]),
+            _ => None,
+        }
+    }
 }
 
 /// What is orthogonalized and what is not; see [`Muon::routing`](crate::Muon::routing).
@@ -60,6 +72,12 @@ impl fmt::Display for RoutingReport {
                     r.matrices
                 )?,
                 None => writeln!(f, "  adamw  {name} {shape:?} (group `{group}`)")?,
+            }
+            if let Some(side) = r.vocabulary_side() {
+                writeln!(
+                    f,
+                    "         {side} looks like a vocabulary: an embedding or an output head belongs under AdamW"
+                )?;
             }
         }
         Ok(())

@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// Which axis of a matrix parameter counts the outputs.
 ///
@@ -36,10 +37,10 @@ pub enum Orientation {
 }
 
 impl MatrixShape {
-    /// Number of elements.
+    /// Number of elements; the largest number there is where that is more. No parameter has so many.
     #[must_use]
     pub fn len(self) -> usize {
-        self.rows * self.cols
+        self.rows.saturating_mul(self.cols)
     }
 
     /// Whether a side is zero.
@@ -159,6 +160,7 @@ pub(crate) fn blocks(shape: &[usize], layout: Layout, split: &Split) -> Result<V
                     heads,
                 ));
             }
+            check_matrices(heads.get())?;
             vec![fan_out / heads.get(); heads.get()]
         }
     };
@@ -170,7 +172,9 @@ pub(crate) fn blocks(shape: &[usize], layout: Layout, split: &Split) -> Result<V
             format!("{sizes:?}"),
         ));
     }
-    let mut out = Vec::with_capacity(experts * sizes.len());
+    let matrices = experts.saturating_mul(sizes.len());
+    check_matrices(matrices)?;
+    let mut out = memory::with_room(matrices, "a record of each matrix")?;
     for expert in 0..experts {
         let mut start = 0;
         for &size in &sizes {
@@ -191,6 +195,22 @@ pub(crate) fn blocks(shape: &[usize], layout: Layout, split: &Split) -> Result<V
         }
     }
     Ok(out)
+}
+
+/// Most matrices of a plan. It keeps a record of each, some 60 bytes; the largest models that are trained have 10⁵.
+pub(crate) const MOST_MATRICES: usize = 1 << 22;
+
+/// # Errors
+/// More matrices than a plan takes.
+pub(crate) fn check_matrices(matrices: usize) -> Result<()> {
+    if matrices <= MOST_MATRICES {
+        return Ok(());
+    }
+    Err(Error::shape_mismatch(
+        "matrices under Muon",
+        format!("at most {MOST_MATRICES}, of each of which a plan keeps a record"),
+        matrices,
+    ))
 }
 
 /// Product of the dimensions.

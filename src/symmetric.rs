@@ -75,7 +75,9 @@ pub(crate) fn strips(n: usize, count: usize) -> impl Iterator<Item = (usize, usi
 
 /// Elements that strips form of an `n × n` result.
 fn formed(n: usize, count: usize) -> u64 {
-    strips(n, count).map(|(start, end)| (end - start) as u64 * end as u64).sum()
+    strips(n, count)
+        .map(|(start, end)| ((end - start) as u64).saturating_mul(end as u64))
+        .fold(0, u64::saturating_add)
 }
 
 impl SymmetricStrips {
@@ -194,7 +196,7 @@ pub(crate) fn rate(precision: Precision) -> f64 {
 fn time(kind: Kind, count: usize, shape: MatrixShape, batch: usize, precision: Precision) -> f64 {
     let (n, k) = (shape.short(), kind.inner(shape));
     let bytes = |elements: usize| (batch * elements * precision.bytes()) as f64 / BANDWIDTH;
-    let tile_time = (2 * TILE * TILE * k) as f64 / (rate(precision) / PROCESSORS as f64);
+    let tile_time = (2 * TILE * TILE) as f64 * k as f64 / (rate(precision) / PROCESSORS as f64);
     let products: f64 = strips(n, count)
         .map(|(start, end)| {
             let tiles = batch * (end - start).div_ceil(TILE) * end.div_ceil(TILE);
@@ -222,16 +224,20 @@ impl Recipe {
         self.ops().iter().map(calls).sum()
     }
 
-    /// GEMM FLOPs that the CUDA device executes for one matrix.
+    /// GEMM FLOPs that the CUDA device executes for one matrix; `u64::MAX` where there are more. No
+    /// [plan](crate::Plan) has so many.
     #[must_use]
     pub fn executed_flops(&self, shape: MatrixShape, symmetric: &SymmetricStrips) -> u64 {
         let (n, m) = (shape.short() as u64, shape.long() as u64);
+        let product = |a: u64, b: u64| a.saturating_mul(b).saturating_mul(2);
         let flops = |op: &Op| match Kind::of(op) {
-            Some(kind) => 2 * kind.inner(shape) as u64 * formed(shape.short(), symmetric.of(op)),
-            None if matches!(op, Op::Apply { .. }) => 2 * n * n * m,
+            Some(kind) => {
+                product(kind.inner(shape) as u64, formed(shape.short(), symmetric.of(op)))
+            }
+            None if matches!(op, Op::Apply { .. }) => product(n.saturating_mul(n), m),
             None => 0,
         };
-        self.ops().iter().map(flops).sum()
+        self.ops().iter().map(flops).fold(0, u64::saturating_add)
     }
 
     /// Kernels that the CUDA device launches besides the [products](Recipe::calls), for any number of matrices up to

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::cpu::Cpu;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// A device that can own f32 tensors and copy them from and to the host.
 ///
@@ -72,7 +73,7 @@ impl Transfer for Cpu {
     type Tensor = Vec<f32>;
 
     fn upload(&self, elements: &[f32]) -> Result<Vec<f32>> {
-        Ok(elements.to_vec())
+        memory::copied(elements, "a tensor")
     }
 
     fn write(&self, tensor: &mut Vec<f32>, elements: &[f32]) -> Result<()> {

@@ -100,6 +100,49 @@ fn bf16_variables_are_trained_by_a_master_copy() {
 }
 
 #[test]
+fn a_convolution_over_one_axis_is_one_matrix_and_what_can_be_two_things_is_refused() {
+    let map = VarMap::new();
+    let conv = insert(&map, "conv1.weight", &[4, 3, 2], DType::F32, 1);
+    insert(&map, "depthwise.weight", &[4, 1, 3], DType::F32, 2);
+    insert(&map, "logit_scale", &[3, 1, 1], DType::F32, 3);
+    let mut muon = CandleMuon::new_from_varmap(&map, MuonConfig::default(), &rules()).unwrap();
+    let routes: Vec<_> =
+        muon.routing().routes.into_iter().map(|r| (r.name, r.matrices, r.shape)).collect();
+    assert_eq!(
+        routes,
+        [
+            ("conv1.weight".into(), 1, vec![4, 3, 1, 2]),
+            ("depthwise.weight".into(), 0, vec![4, 1, 3]),
+            ("logit_scale".into(), 0, vec![3, 1, 1])
+        ]
+    );
+    // The step is that of the matrix [out, in·k].
+    let grad = Random::new(7).normals(24);
+    let target = Tensor::from_vec(grad.clone(), &[4, 3, 2], &Device::Cpu).unwrap();
+    let mut flattened = flat(&conv);
+    muon.backward_step(&loss(&[(&conv, &target)])).unwrap();
+    let mut plain = Muon::new(Cpu::new().unwrap(), MuonConfig::default()).unwrap();
+    let hidden = plain.add_group("hidden", rule("jordan")).unwrap();
+    let id = plain.add_param(hidden, ParamSpec::new("w", &[4, 6])).unwrap();
+    let mut tensors = [StepTensor::new(id, &mut flattened, &grad)];
+    plain.step(&StepOptions::default(), &mut tensors).unwrap();
+    assert_eq!(bits(&flat(&conv)), bits(&flattened));
+
+    insert(&map, "bank", &[4, 3, 2], DType::F32, 4);
+    let build =
+        |rules: RoutingRule| CandleMuon::new_from_varmap(&map, MuonConfig::default(), &rules);
+    let e = build(rules()).unwrap_err();
+    assert!(e.is_invalid_config(), "{e}");
+    for word in ["`bank` [4, 3, 2]", "experts_for", "convolution_for", "adamw_for"] {
+        assert!(e.to_string().contains(word), "{word}: {e}");
+    }
+    let matrices = |rules: RoutingRule| build(rules).unwrap().routing().routes[0].matrices;
+    assert_eq!(matrices(rules().experts_for("bank")), 4);
+    assert_eq!(matrices(rules().convolution_for("bank")), 1);
+    assert_eq!(matrices(rules().adamw_for("bank")), 0);
+}
+
+#[test]
 fn what_cannot_be_routed_is_refused() {
     let map = VarMap::new();
     let w = insert(&map, "embed.weight", &[6, 10], DType::F32, 1);

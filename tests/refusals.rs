@@ -10,11 +10,13 @@
 
 mod support;
 
+use std::num::NonZeroUsize;
+
 use half::{bf16, f16};
 use muon_cuda::{
     AdamWRule, CoefficientSchedule, Cpu, CpuGrad, CpuParamMut, Dtype, FoundNonFinite, MatrixShape,
     Muon, MuonConfig, MuonRule, NonFinite, Normalization, OddPolynomial, OrthogonalizeOptions,
-    Orthogonalizer, ParamSpec, Precision, StepOptions, StepTensor, Tail, orthogonalize,
+    Orthogonalizer, ParamSpec, Precision, Split, StepOptions, StepTensor, Tail, orthogonalize,
 };
 use support::{Random, bits, rule, single};
 
@@ -58,6 +60,51 @@ fn shapes_names_and_numbers_that_cannot_be_honoured() {
     // Ids of one optimizer mean nothing to another.
     let mut other = muon(MuonConfig::default());
     assert!(other.add_param(hidden, ParamSpec::new("w", &[4, 4])).unwrap_err().is_invalid_config());
+}
+
+#[test]
+fn what_no_memory_holds_is_an_error_and_the_optimizer_goes_on() {
+    let mut m = muon(MuonConfig::default());
+    let rest = m.add_group("rest", AdamWRule::default()).unwrap();
+    let hidden = m.add_group("hidden", rule("jordan")).unwrap();
+    let plain = MuonRule { orthogonalizer: Orthogonalizer::Identity, ..MuonRule::default() };
+    let plain = m.add_group("plain", plain).unwrap();
+    let million = 1_000_000;
+    for (group, shape) in [
+        (rest, &[million, million][..]),
+        (plain, &[million, million]),
+        (plain, &[100, million, million / 100]),
+        (rest, &[usize::MAX / 16]),
+    ] {
+        let e = m.add_param(group, ParamSpec::new("w", shape)).unwrap_err();
+        assert!(e.is_out_of_memory() && e.to_string().contains("register `w`"), "{shape:?}: {e}");
+    }
+    // More than 64 bits count: FLOPs, elements, matrices.
+    for (group, shape) in [
+        (hidden, &[million, million][..]),
+        (plain, &[usize::MAX / 16, 1]),
+        (plain, &[1 << 40, 2, 2]),
+        (rest, &[usize::MAX, 2]),
+    ] {
+        let e = m.add_param(group, ParamSpec::new("w", shape)).unwrap_err();
+        assert!(e.is_shape_mismatch(), "{shape:?}: {e}");
+    }
+    let heads = Split::Heads(NonZeroUsize::new(1 << 40).unwrap());
+    let spec = ParamSpec::new("w", &[1 << 40, 1]).split(heads);
+    assert!(m.add_param(plain, spec).unwrap_err().is_shape_mismatch());
+    let shape = MatrixShape { rows: usize::MAX, cols: 2 };
+    let options = OrthogonalizeOptions::default();
+    let (input, mut output) = ([1.0f32; 2], [0.0f32; 2]);
+    let mut cpu = Cpu::with_threads(1).unwrap();
+    let e = orthogonalize(&mut cpu, shape, &input[..], &mut output[..], &options).unwrap_err();
+    assert!(e.is_shape_mismatch(), "{e}");
+
+    assert_eq!(m.param_names().count(), 0);
+    m.add_param(plain, ParamSpec::new("p", &[2, 2])).unwrap();
+    let id = m.add_param(hidden, ParamSpec::new("w", &[2, 2])).unwrap();
+    let (mut w, g) = ([0.0f32; 4], [1.0f32, 0.0, 0.0, 1.0]);
+    m.step(&StepOptions::default(), &mut [StepTensor::new(id, &mut w[..], &g[..])]).unwrap();
+    assert_ne!(w, [0.0; 4]);
 }
 
 #[test]

@@ -138,6 +138,199 @@ fn damaged_and_non_finite_files_are_refused_and_nothing_is_written() {
     }
 }
 
+/// The 6 × 9 matrix of a case, whose elements are exact in every type that takes the scale.
+fn at_scale(scale: f64) -> Vec<f64> {
+    // Multiples of 2⁻³ below 1 have three bits: subnormals hold them to the last but two.
+    let values = sample(54, 9);
+    values.iter().map(|x| (f64::from(*x) * 8.0).round() / 8.0 * scale).collect()
+}
+
+#[test]
+fn the_ends_of_every_type_are_orthogonalized_on_every_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let two = |e: i32| 2f64.powi(e);
+    let f64s = [1e-60, 1e300, 1e-300, 1e37, two(-1065), two(1023), 1e-160, 1e160];
+    let f32s = [two(-146), two(-130), two(127), 1.0];
+    let bf16s = [two(-130), two(127)];
+    let f16s = [two(-21), two(15)];
+    let mut w = TensorFileWriter::new();
+    let shape = [6, 9];
+    let bytes = |dtype: TensorDtype, scale: f64| -> Vec<u8> {
+        let values = at_scale(scale).into_iter();
+        match dtype {
+            TensorDtype::F64 => values.flat_map(f64::to_le_bytes).collect(),
+            #[expect(clippy::cast_possible_truncation, reason = "exact")]
+            TensorDtype::F32 => values.flat_map(|x| (x as f32).to_le_bytes()).collect(),
+            TensorDtype::BF16 => {
+                values.flat_map(|x| half::bf16::from_f64(x).to_le_bytes()).collect()
+            }
+            _ => values.flat_map(|x| half::f16::from_f64(x).to_le_bytes()).collect(),
+        }
+    };
+    for (dtype, scales) in [
+        (TensorDtype::F64, &f64s[..]),
+        (TensorDtype::F32, &f32s),
+        (TensorDtype::BF16, &bf16s),
+        (TensorDtype::F16, &f16s),
+    ] {
+        for scale in scales {
+            w.tensor(&format!("{dtype}_{scale:e}"), dtype, &shape, bytes(dtype, *scale)).unwrap();
+        }
+    }
+    w.save(dir.path().join("in.safetensors")).unwrap();
+    for device in ["cpu", "reference"] {
+        for (args, limit) in [(&["--exact"][..], 0.0), (&["--schedule", "jordan"], 0.4)] {
+            let all = report(dir.path(), &[args, &["--device", device]].concat());
+            assert_eq!(all.len(), 16);
+            for t in &all {
+                // The rounding of what is written: 2⁻⁸, 2⁻¹¹, 2⁻²⁴, Frobenius-averaged, and f32 arithmetic.
+                let rounding = match t["dtype"].as_str().unwrap() {
+                    "BF16" => 4e-3,
+                    "F16" => 5e-4,
+                    _ => 1e-6,
+                };
+                let error = t["polar"].as_f64().unwrap();
+                assert!(error < rounding + limit, "{device} {t}");
+            }
+        }
+        // What is a power of two apart has the same factor, bit for bit.
+        let out = TensorFile::load(dir.path().join("out.safetensors")).unwrap();
+        let bits = |scale: f64| out.bytes(&format!("F64_{scale:e}")).unwrap().to_vec();
+        assert_eq!(bits(two(-1065)), bits(two(1023)), "{device}");
+        let f32_bits = |scale: f64| out.bytes(&format!("F32_{scale:e}")).unwrap().to_vec();
+        assert_eq!(f32_bits(two(-146)), f32_bits(1.0), "{device}");
+    }
+}
+
+#[test]
+fn convolutions_methods_iterations_and_unsafe_schedules() {
+    let dir = tempfile::tempdir().unwrap();
+    let values = sample(8 * 3 * 2 * 2, 7);
+    let mut w = TensorFileWriter::new();
+    w.values::<f32>("conv", &[8, 3, 2, 2], &values).unwrap();
+    w.values::<f32>("flat", &[8, 12], &values).unwrap();
+    w.save(dir.path().join("in.safetensors")).unwrap();
+    for device in ["cpu", "reference"] {
+        let both = report(dir.path(), &["--device", device]);
+        assert_eq!(both.len(), 2);
+        assert_eq!(
+            [&both[0]["matrices"], &both[0]["rows"], &both[0]["cols"]],
+            [&1.into(), &8.into(), &serde_json::Value::from(12)]
+        );
+        let out = TensorFile::load(dir.path().join("out.safetensors")).unwrap();
+        assert_eq!(out.shape("conv").unwrap(), [8, 3, 2, 2]);
+        assert_eq!(out.bytes("conv").unwrap(), out.bytes("flat").unwrap(), "{device}");
+    }
+    let table = ok(dir.path(), &["orthogonalize", "in.safetensors", "o.safetensors", "-q"]).out;
+    assert!(table.contains("1 of 8 × 12"), "{table}");
+
+    let jordan = ["--schedule", "jordan", "--only", "flat"];
+    let method = |more: &[&str]| {
+        report(dir.path(), &[&jordan[..], more].concat())[0]["method"].as_str().unwrap().to_owned()
+    };
+    assert!(method(&["--method", "standard"]).contains("standard"));
+    assert!(method(&["--method", "gram:3,2"]).contains("gram(3,2)"));
+    assert!(method(&["--method", "gram:4,3", "--iterations", "7"]).contains("gram(4,3)"));
+    // The classical cubic converges: the more iterations, the nearer.
+    let error = |n: &str, device: &str| {
+        let args = ["--schedule", "classical_cubic", "--iterations", n, "--device", device];
+        report(dir.path(), &args)[0]["polar"].as_f64().unwrap()
+    };
+    for device in ["cpu", "reference"] {
+        assert!(error("30", device) < 1e-5 && error("2", device) > 0.1, "{device}");
+    }
+
+    let run = |more: &[&str]| {
+        let args = [&["orthogonalize", "in.safetensors", "u.safetensors", "-q"], more].concat();
+        muon(dir.path(), &args)
+    };
+    let diverging = ["--schedule", "nonic3_band12", "--precision", "bf16"];
+    let said = run(&diverging);
+    assert_eq!(said.code, Some(2), "{}", said.err);
+    for word in ["--accept-unsafe", "nonic3_band12"] {
+        assert!(said.err.contains(word), "{word}: {}", said.err);
+    }
+    assert!(!said.err.contains("1x1"), "no matrix of the file is 1x1: {}", said.err);
+    let said = run(&[&diverging[..], &["--accept-unsafe"]].concat());
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    for (args, word) in [
+        (&["--iterations", "0"][..], "at least 1"),
+        (&["--iterations", "100000"], "at most 300"),
+        (&["--iterations", "4"], "exactly 5 iterations"),
+        (&["--iterations", "4", "--device", "reference"], "exactly 5 iterations"),
+        (&["--method", "gram:9"], "add up"),
+        (&["--method", "gram"], "gram:3,2"),
+        (&["--method", "standard", "--device", "reference"], "--method belongs"),
+        (&["--accept-unsafe", "--device", "reference"], "--accept-unsafe belongs"),
+        (&["--exact", "--iterations", "4"], "cannot be used with"),
+        (&["--exact", "--method", "standard"], "cannot be used with"),
+        (&["--exact", "--accept-unsafe"], "cannot be used with"),
+    ] {
+        let said = run(args);
+        assert_eq!(said.code, Some(2), "{args:?}: {}", said.err);
+        assert!(said.err.contains(word), "{args:?}: {}", said.err);
+    }
+}
+
+#[test]
+fn a_folder_of_shards_becomes_a_folder_of_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    fs::create_dir(&model).unwrap();
+    let names = ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"];
+    let (a, b, bias) = (sample(6 * 4, 1), sample(4 * 6, 2), sample(6, 3));
+    let shard = |path: &Path, tensors: &[(&str, &[usize], &[f32])]| {
+        let mut w = TensorFileWriter::new();
+        w.metadata("format", "pt");
+        for (name, shape, values) in tensors {
+            w.values::<f32>(name, shape, values).unwrap();
+        }
+        w.save(path).unwrap();
+    };
+    shard(&model.join(names[0]), &[("z", &[6, 4], &a), ("bias", &[6], &bias)]);
+    shard(&model.join(names[1]), &[("b", &[4, 6], &b)]);
+    let index = format!(
+        r#"{{"metadata":{{}},"weight_map":{{"z":"{0}","bias":"{0}","b":"{1}"}}}}"#,
+        names[0], names[1]
+    );
+    fs::write(model.join("m.safetensors.index.json"), &index).unwrap();
+    let whole = dir.path().join("whole.safetensors");
+    shard(&whole, &[("z", &[6, 4], &a), ("bias", &[6], &bias), ("b", &[4, 6], &b)]);
+
+    ok(dir.path(), &["orthogonalize", "whole.safetensors", "one.safetensors", "-q"]);
+    let one = TensorFile::load(dir.path().join("one.safetensors")).unwrap();
+    for (input, output) in [("model", "out"), ("model/m.safetensors.index.json", "out2")] {
+        let said = ok(dir.path(), &["orthogonalize", input, output, "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        let treated: Vec<&str> =
+            json.as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+        assert_eq!(treated, ["b", "z"]);
+        let mut found: Vec<_> = fs::read_dir(dir.path().join(output))
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, [names[0], names[1], "m.safetensors.index.json"]);
+        for (name, shard) in [("z", names[0]), ("bias", names[0]), ("b", names[1])] {
+            let file = TensorFile::load(dir.path().join(output).join(shard)).unwrap();
+            assert_eq!(file.bytes(name).unwrap(), one.bytes(name).unwrap(), "{name}");
+            assert_eq!(file.metadata()["format"], "pt");
+        }
+        // What is there is not written over, and a failure leaves nothing behind.
+        let said = muon(dir.path(), &["orthogonalize", input, output]);
+        assert_eq!(said.code, Some(2), "{}", said.err);
+        assert!(said.err.contains("is there already"), "{}", said.err);
+    }
+    let mut bad = b.clone();
+    bad[5] = f32::INFINITY;
+    shard(&model.join(names[1]), &[("b", &[4, 6], &bad)]);
+    let before = fs::read_dir(dir.path()).unwrap().count();
+    let said = muon(dir.path(), &["orthogonalize", "model", "out3", "-q"]);
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    assert!(said.err.contains("`b`") && said.err.contains("inf"), "{}", said.err);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "nothing is left");
+}
+
 #[test]
 fn systems_are_compared_from_gradient_descent_to_the_exact_factor() {
     let here = Path::new(".");
@@ -161,6 +354,8 @@ fn systems_are_compared_from_gradient_descent_to_the_exact_factor() {
         (&["compare", "--schedule", "nope"], "nope"),
         (&["compare", "--schedule", "nonic3_band12", "--precision", "tf32"], "tuned_bf16"),
         (&["compare", "--spectrum", "red"], "red"),
+        (&["compare", "--shape", "100000x100000"], "at most 16777216"),
+        (&["compare", "--shape", "18446744073709551615x18446744073709551615"], "at most 16777216"),
         (&["compare", "--device", "reference", "--precision", "bf16"], "f64"),
     ] {
         let said = muon(here, args);

@@ -117,7 +117,7 @@ impl CandleMuon {
     /// An optimizer over all variables of a map, in the order of their names.
     ///
     /// # Errors
-    /// No hidden matrix among them, an override that matches none, two names for one variable, variables on several devices or on one that
+    /// No hidden matrix among them, a shape that can be two things (the message says how to say which), an override that matches none, two names for one variable, variables on several devices or on one that
     /// this build does not train on, a variable that is neither f32 nor bf16, a hyper-parameter outside its range; on a GPU what
     /// `Cuda::with_stream` fails with.
     pub fn new_from_varmap(
@@ -150,7 +150,7 @@ impl CandleMuon {
         routing.check(named.iter().map(|(name, var)| (name.as_str(), var.dims())))?;
         let mut muon = Inner::new(&named, config)?;
         let muon_group = on!(&mut muon, m => m.add_group("hidden", routing.muon.clone()))?;
-        let rest = named.iter().any(|(name, var)| !routing.route(name, var.dims()).muon);
+        let rest = named.iter().any(|(name, var)| !routing.route(name, var.dims()).is_muon());
         let adamw_group = match rest {
             true => Some((
                 on!(&mut muon, m => m.add_group("rest", routing.adamw))?,
@@ -169,11 +169,12 @@ impl CandleMuon {
                 }));
             }
             let dtype = dtype(&name, &var)?;
-            let group = match (routing.route(&name, var.dims()).muon, adamw_group) {
+            let decision = routing.route(&name, var.dims());
+            let group = match (decision.is_muon(), adamw_group) {
                 (false, Some((group, _))) => group,
                 _ => muon_group,
             };
-            let spec = ParamSpec::new(&name, var.dims()).dtype(dtype);
+            let spec = ParamSpec::new(&name, &decision.registered_shape(var.dims())).dtype(dtype);
             let id = on!(&mut muon, m => m.add_param(group, spec))?;
             vars.push(NamedVar { id, name, var });
         }

@@ -28,10 +28,32 @@ impl TensorDtype {
     /// Unsigned 64-bit integer.
     pub const U64: Self = Self(Stored::U64);
 
+    /// By the name that files use.
+    #[cfg(test)]
+    pub(crate) fn named(name: &str) -> Self {
+        Self(serde_json::from_value(name.into()).unwrap())
+    }
+
     /// Bits per element; 4 or 6 for the packed formats.
     #[must_use]
     pub fn bits(self) -> usize {
         self.0.bitsize()
+    }
+
+    /// Whether a parameter can be stored in it: floating-point numbers of 8 bits or more, real and with a mantissa.
+    #[must_use]
+    pub fn is_trainable(self) -> bool {
+        matches!(
+            self.0,
+            Stored::F64
+                | Stored::F32
+                | Stored::F16
+                | Stored::BF16
+                | Stored::F8_E5M2
+                | Stored::F8_E4M3
+                | Stored::F8_E5M2FNUZ
+                | Stored::F8_E4M3FNUZ
+        )
     }
 
     /// Bytes of a tensor of this type, `None` on overflow or where it is not a whole number.

@@ -33,20 +33,8 @@ impl RawFile {
 
     /// Reads the header first: what a lying one announces is neither allocated nor read.
     fn read(path: &Path) -> Result<Self> {
-        refuse_irregular(path)?;
-        let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        let len = file.metadata().map_err(|e| Error::io(path, "read", e))?.len();
-        let len = usize::try_from(len).map_err(|_| {
-            Error::checkpoint(format!("the file has {len} bytes, more than this machine addresses"))
-                .context(path.display())
-        })?;
-
-        let mut bytes = Vec::new();
-        fill(&mut file, &mut bytes, LENGTH_BYTES.min(len), path)?;
-        let data_start = LENGTH_BYTES + header_len(&bytes, len).context(|| path.display())?;
-        fill(&mut file, &mut bytes, data_start, path)?;
-        let header = bytes.get(LENGTH_BYTES..).unwrap_or_default();
-        let layout = Layout::parse(header, len - data_start).context(|| path.display())?;
+        let Opened { mut file, len, mut bytes, layout } = Opened::open(path)?;
+        let data_start = bytes.len();
         fill(&mut file, &mut bytes, len, path)?;
         Ok(Self { bytes, data_start, layout })
     }
@@ -77,6 +65,35 @@ impl RawFile {
 
     pub(super) fn values<T: Element>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
         Ok(T::from_le(self.expect(name, T::DTYPE, shape)?))
+    }
+}
+
+/// A file of which the header was read and compared with the file's length; the tensors were not.
+pub(super) struct Opened {
+    file: File,
+    /// Of the whole file, in bytes.
+    len: usize,
+    /// From the first byte to the end of the header.
+    bytes: Vec<u8>,
+    pub(super) layout: Layout,
+}
+
+impl Opened {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        refuse_irregular(path)?;
+        let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let len = file.metadata().map_err(|e| Error::io(path, "read", e))?.len();
+        let len = usize::try_from(len).map_err(|_| {
+            Error::checkpoint(format!("the file has {len} bytes, more than this machine addresses"))
+                .context(path.display())
+        })?;
+        let mut bytes = Vec::new();
+        fill(&mut file, &mut bytes, LENGTH_BYTES.min(len), path)?;
+        let data_start = LENGTH_BYTES + header_len(&bytes, len).context(|| path.display())?;
+        fill(&mut file, &mut bytes, data_start, path)?;
+        let header = bytes.get(LENGTH_BYTES..).unwrap_or_default();
+        let layout = Layout::parse(header, len - data_start).context(|| path.display())?;
+        Ok(Self { file, len, bytes, layout })
     }
 }
 

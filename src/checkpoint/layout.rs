@@ -97,6 +97,11 @@ impl Layout {
         Ok(Self { metadata: header.metadata.unwrap_or_default(), entries })
     }
 
+    /// Sorted by name.
+    pub(super) fn into_entries(self) -> Vec<Entry> {
+        self.entries
+    }
+
     pub(super) fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.entries.iter().map(|e| e.name.as_str())
     }
@@ -234,7 +239,7 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// A map of texts that refuses a repeated key.
-struct TextMap(BTreeMap<String, String>);
+pub(super) struct TextMap(pub(super) BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for TextMap {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`Writer`], [`Reader`] | a checkpoint: tensors, the caller's JSON, and a digest over both |
 //! | [`TensorFileWriter`], [`TensorFile`] | plain safetensors of any origin, read as strictly |
+//! | [`ModelFiles`] | the headers of a model: a file, a folder of shards, or an index |
 //! | [`replace_file`] | any other file, replaced as safely |
 //! | [`read_file`], [`read_text_file`] | any other file, read up to a limit |
 //!
@@ -56,6 +57,7 @@ mod dtype;
 mod encode;
 mod file;
 mod layout;
+mod model_files;
 mod read;
 mod tensor_file;
 
@@ -67,5 +69,6 @@ mod damage_tests;
 pub use atomic::replace_file;
 pub use container::{DIGEST_OFFSET, Reader, VERSION, Writer};
 pub use dtype::{Element, TensorDtype};
+pub use model_files::{ModelFiles, ModelTensor};
 pub use read::{read_file, read_text_file};
 pub use tensor_file::{TensorFile, TensorFileWriter};

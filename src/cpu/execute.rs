@@ -7,6 +7,7 @@ use faer::{MatMut, MatRef};
 
 use super::tile::{self, Epilogue, Term};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::precision::Precision;
 use crate::recipe::{Iterate, Op, Recipe, Small};
 use crate::shape::{MatrixShape, Orientation};
@@ -21,15 +22,19 @@ pub(super) struct MatrixBuffers {
 }
 
 impl MatrixBuffers {
-    pub(super) fn new(recipe: &Recipe, shape: MatrixShape, precision: Precision) -> Self {
+    /// # Errors
+    /// No memory.
+    pub(super) fn new(recipe: &Recipe, shape: MatrixShape, precision: Precision) -> Result<Self> {
         let n = shape.short();
         let operands = if precision == Precision::Tf32 { [shape.len(), n * n] } else { [0, 0] };
-        Self {
-            x: [vec![0.0; shape.len()], vec![0.0; shape.len()]],
+        Ok(Self {
+            x: [workspace(shape.len(), shape)?, workspace(shape.len(), shape)?],
             // One by one: a cloned buffer is written here, page by page, instead of where it is first used.
-            small: (0..recipe.small_buffers()).map(|_| vec![0.0; n * n]).collect(),
-            operands: operands.map(|len| vec![0.0; len]),
-        }
+            small: (0..recipe.small_buffers())
+                .map(|_| workspace(n * n, shape))
+                .collect::<Result<_>>()?,
+            operands: [workspace(operands[0], shape)?, workspace(operands[1], shape)?],
+        })
     }
 
     #[cfg(test)]
@@ -38,13 +43,20 @@ impl MatrixBuffers {
     }
 
     /// For orthogonalizers that work in place.
-    pub(super) fn direction_only(shape: MatrixShape) -> Self {
-        Self {
-            x: [vec![0.0; shape.len()], Vec::new()],
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn direction_only(shape: MatrixShape) -> Result<Self> {
+        Ok(Self {
+            x: [workspace(shape.len(), shape)?, Vec::new()],
             small: Vec::new(),
             operands: [Vec::new(), Vec::new()],
-        }
+        })
     }
+}
+
+fn workspace(elements: usize, shape: MatrixShape) -> Result<Vec<f32>> {
+    memory::zeros(elements, format_args!("the workspace of a {shape} matrix"))
 }
 
 /// Runs every operation of a recipe; the iterate starts in `x[0]` and ends in [`Recipe::result`].

@@ -52,7 +52,7 @@ fn shape((rows, cols): (usize, usize)) -> MatrixShape {
 }
 
 fn buffers(recipe: &Recipe, shape: MatrixShape, precision: Precision, x: &[f32]) -> MatrixBuffers {
-    let mut b = MatrixBuffers::new(recipe, shape, precision);
+    let mut b = MatrixBuffers::new(recipe, shape, precision).unwrap();
     b.x[0].copy_from_slice(x);
     b
 }

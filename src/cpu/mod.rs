@@ -20,6 +20,7 @@ use crate::device::{
     StepTensor,
 };
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::plan::{Plan, Treatment};
 use crate::precision::{Dtype, Precision};
 
@@ -175,18 +176,22 @@ impl Device for Cpu {
     fn new_state(&mut self, spec: &StateSpec) -> Result<CpuState> {
         let buffers = match spec.rule {
             StateRule::Muon { momentum_dtype: Dtype::Bf16, .. } => {
-                StateBuffers::Momentum(HostBuffer::Bf16(vec![half::bf16::ZERO; spec.len]))
+                StateBuffers::Momentum(HostBuffer::Bf16(memory::zeros(spec.len, "momentum")?))
             }
-            StateRule::Muon { .. } => StateBuffers::Momentum(HostBuffer::F32(vec![0.0; spec.len])),
+            StateRule::Muon { .. } => {
+                StateBuffers::Momentum(HostBuffer::F32(memory::zeros(spec.len, "momentum")?))
+            }
             StateRule::AdamW => StateBuffers::AdamW {
-                exp_avg: vec![0.0; spec.len],
-                exp_avg_sq: vec![0.0; spec.len],
+                exp_avg: memory::zeros(spec.len, "the first moment")?,
+                exp_avg_sq: memory::zeros(spec.len, "the second moment")?,
             },
         };
-        let counters = Counters { steps: 0, skipped: vec![0; spec.matrices()] };
+        let skipped = memory::zeros(spec.matrices(), "a counter for each matrix")?;
+        let counters = Counters { steps: 0, skipped };
+        let master = spec.has_master().then(|| memory::zeros(spec.len, "a master copy"));
         Ok(CpuState {
             buffers,
-            master: spec.has_master().then(|| vec![0.0; spec.len]),
+            master: master.transpose()?,
             master_ready: false,
             spec: spec.clone(),
             counters,
@@ -195,15 +200,19 @@ impl Device for Cpu {
     }
 
     fn export_state(&mut self, state: &CpuState) -> Result<StateData> {
+        let f32s = |x: &[f32]| memory::copied(x, "a copy of the state").map(HostBuffer::F32);
         let mut buffers = match &state.buffers {
-            StateBuffers::Momentum(m) => vec![("momentum_buffer", m.clone())],
-            StateBuffers::AdamW { exp_avg, exp_avg_sq } => vec![
-                ("exp_avg", HostBuffer::F32(exp_avg.clone())),
-                ("exp_avg_sq", HostBuffer::F32(exp_avg_sq.clone())),
-            ],
+            StateBuffers::Momentum(HostBuffer::F32(m)) => vec![("momentum_buffer", f32s(m)?)],
+            StateBuffers::Momentum(HostBuffer::Bf16(m)) => vec![(
+                "momentum_buffer",
+                HostBuffer::Bf16(memory::copied(m, "a copy of the state")?),
+            )],
+            StateBuffers::AdamW { exp_avg, exp_avg_sq } => {
+                vec![("exp_avg", f32s(exp_avg)?), ("exp_avg_sq", f32s(exp_avg_sq)?)]
+            }
         };
         if let Some(master) = state.ready_master() {
-            buffers.push(("master", HostBuffer::F32(master.clone())));
+            buffers.push(("master", f32s(master)?));
         }
         Ok(StateData { buffers, counters: state.counters.clone() })
     }
@@ -213,7 +222,16 @@ impl Device for Cpu {
         let mut state = self.new_state(spec)?;
         for (name, buffer) in &data.buffers {
             match (*name, &mut state.buffers, buffer) {
-                ("momentum_buffer", StateBuffers::Momentum(m), b) => *m = b.clone(),
+                (
+                    "momentum_buffer",
+                    StateBuffers::Momentum(HostBuffer::F32(m)),
+                    HostBuffer::F32(b),
+                ) => m.copy_from_slice(b),
+                (
+                    "momentum_buffer",
+                    StateBuffers::Momentum(HostBuffer::Bf16(m)),
+                    HostBuffer::Bf16(b),
+                ) => m.copy_from_slice(b),
                 ("exp_avg", StateBuffers::AdamW { exp_avg, .. }, HostBuffer::F32(b)) => {
                     exp_avg.copy_from_slice(b);
                 }
@@ -221,7 +239,7 @@ impl Device for Cpu {
                     exp_avg_sq.copy_from_slice(b);
                 }
                 (_, _, HostBuffer::F32(b)) => {
-                    state.master = Some(b.clone());
+                    state.master = Some(memory::copied(b, "a master copy")?);
                     state.master_ready = true;
                 }
                 (_, _, HostBuffer::Bf16(_)) => {
@@ -264,24 +282,31 @@ impl Device for Cpu {
     }
 
     fn new_workspace(&mut self, plan: &Plan) -> Result<CpuWorkspace> {
-        let buckets = plan
-            .buckets()
-            .iter()
-            .map(|bucket| {
-                (0..bucket.slots)
-                    .map(|_| Slot {
-                        buffers: match &bucket.treatment {
-                            Treatment::Polynomial { recipe, .. } => {
-                                MatrixBuffers::new(recipe, bucket.shape, plan.precision())
-                            }
-                            _ => MatrixBuffers::direction_only(bucket.shape),
-                        },
-                        sum_of_squares: 0.0,
-                        partials: Vec::with_capacity(passes::ranges(bucket.shape)),
-                    })
-                    .collect()
-            })
-            .collect();
+        let mut buckets = Vec::with_capacity(plan.buckets().len());
+        for bucket in plan.buckets() {
+            let shape = bucket.shape;
+            let mut slots = memory::with_room(bucket.slots, "a workspace for each matrix")?;
+            for _ in 0..bucket.slots {
+                let buffers = match &bucket.treatment {
+                    Treatment::Polynomial { recipe, .. } => {
+                        MatrixBuffers::new(recipe, shape, plan.precision())?
+                    }
+                    Treatment::ExactSvd => {
+                        // The decomposition has copies, and its own allocations abort: ask while there is time.
+                        let copies = shape.len().saturating_mul(4);
+                        memory::with_room::<f64>(
+                            copies,
+                            format_args!("the SVD of a {shape} matrix"),
+                        )?;
+                        MatrixBuffers::direction_only(shape)?
+                    }
+                    _ => MatrixBuffers::direction_only(shape)?,
+                };
+                let partials = memory::with_room(passes::ranges(shape), "sums of squares")?;
+                slots.push(Slot { buffers, sum_of_squares: 0.0, partials });
+            }
+            buckets.push(slots);
+        }
         Ok(CpuWorkspace { buckets })
     }
 

@@ -57,7 +57,7 @@ fn distance(found: &[f32], exact: &faer::Mat<f64>) -> f64 {
 }
 
 fn run(recipe: &Recipe, precision: Precision, x: Vec<f32>) -> Vec<f32> {
-    let mut buffers = MatrixBuffers::new(recipe, SHAPE, precision);
+    let mut buffers = MatrixBuffers::new(recipe, SHAPE, precision).unwrap();
     buffers.x[0] = x;
     execute(recipe, SHAPE, precision, &mut buffers, false);
     std::mem::take(&mut buffers.x[usize::from(recipe.result() == Iterate::X1)])

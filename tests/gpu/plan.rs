@@ -82,13 +82,15 @@ fn launches_products_flops_and_bytes_are_those_of_the_plan() {
                 params.push((id, param, Offset::new(&stream, &grad, 0)));
             }
             assert_eq!(muon.plan().unwrap().chunks(), plan.chunks());
-            let cost = plan.cuda_cost(&CostInputs {
-                grad: Dtype::Bf16,
-                param: Dtype::F32,
-                momentum: Dtype::F32,
-                bf16_params: Bf16Params::Master,
-                adamw_elements: ADAMW as u64,
-            });
+            let cost = plan
+                .cuda_cost(&CostInputs {
+                    grad: Dtype::Bf16,
+                    param: Dtype::F32,
+                    momentum: Dtype::F32,
+                    bf16_params: Bf16Params::Master,
+                    adamw_elements: ADAMW as u64,
+                })
+                .unwrap();
             for step in 0..2 {
                 if step == 1 {
                     muon.synchronize().unwrap();

@@ -96,13 +96,15 @@ fn planned(
     shape: [usize; 2],
 ) -> ([usize; 2], StepCost) {
     let plan = Plan::for_shapes(config, rule, [(&shape[..], count)]).unwrap();
-    let cost = plan.cuda_cost(&CostInputs {
-        grad: Dtype::Bf16,
-        param: Dtype::F32,
-        momentum: Dtype::F32,
-        bf16_params: Bf16Params::Master,
-        adamw_elements: 0,
-    });
+    let cost = plan
+        .cuda_cost(&CostInputs {
+            grad: Dtype::Bf16,
+            param: Dtype::F32,
+            momentum: Dtype::F32,
+            bf16_params: Bf16Params::Master,
+            adamw_elements: 0,
+        })
+        .unwrap();
     let [bucket] = plan.buckets() else { panic!("one shape is one bucket") };
     let strips = [bucket.symmetric.gram, bucket.symmetric.square];
     assert_eq!(bucket.symmetric.is_cut(), strips != [1, 1], "{}", bucket.symmetric.reason);

@@ -34,14 +34,16 @@ fn row(orthogonalizer: Orthogonalizer, precision: Precision, grad: &[f32], polar
             orthogonalizer,
             ..MuonRule::default()
         };
-        let cost =
-            Plan::for_shapes(&config, &rule, [(&SHAPE[..], 1)]).unwrap().cuda_cost(&CostInputs {
+        let cost = Plan::for_shapes(&config, &rule, [(&SHAPE[..], 1)])
+            .unwrap()
+            .cuda_cost(&CostInputs {
                 grad: Dtype::F32,
                 param: Dtype::F32,
                 momentum: Dtype::F32,
                 bf16_params: Bf16Params::Master,
                 adamw_elements: 0,
-            });
+            })
+            .unwrap();
         let mut muon = muon(config);
         let group = muon.add_group("hidden", rule).unwrap();
         let id = muon.add_param(group, ParamSpec::new("w", &SHAPE)).unwrap();

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use muon_cuda::{Dtype, SymmetricProducts};
 
 use super::{PrecisionName, positive};
-use crate::plan::shapes::Matrices;
+use crate::plan::shapes::{Matrices, Route};
 
 /// Say what a step on a GPU consists of, and what it costs at least
 ///
@@ -23,16 +23,24 @@ Examples:
       matrices of your own, on an A100
   muon plan --file model.safetensors --json
       the shapes of a checkpoint, of which the header alone is read
+  muon plan --file Mixtral-8x7B/ --route mlp.bank=experts
+      a folder of shards; what the routing rule cannot know is said
 
-Exit codes: 0 done; 1 a file could not be read; 2 unknown model, schedule or profile, or no matrix")]
+Exit codes: 0 done; 1 a file could not be read, or holds what no plan can; 2 unknown model, schedule or profile, no matrix,
+or a tensor that can be two things")]
 pub(crate) struct PlanArgs {
     /// A known model: gpt2-small, llama-7b, kimi-k2-stage
     #[arg(long, value_name = "NAME", conflicts_with = "file")]
     pub(crate) model: Option<String>,
 
-    /// Shapes of this safetensors file, routed by name as a trainer would
-    #[arg(long, value_name = "FILE.safetensors")]
+    /// Shapes of this safetensors file, index (*.safetensors.index.json) or folder of shards, routed as a trainer would
+    #[arg(long, value_name = "FILE|FOLDER")]
     pub(crate) file: Option<PathBuf>,
+
+    /// Where tensors of the file go: NAME=adamw, muon, experts ([experts, rows, cols]) or convolution ([out, in, k]); NAME is
+    /// one or more whole parts of a name, such as h.1 or mlp.bank; repeat, later ones win
+    #[arg(long, value_name = "NAME=WHERE", requires = "file")]
+    pub(crate) route: Vec<Route>,
 
     /// Hidden matrices, ROWSxCOLS or COUNTxROWSxCOLS; repeat for several shapes
     #[arg(long, value_name = "NxRxC")]

@@ -6,13 +6,13 @@ use anyhow::Result;
 use clap::Args;
 use muon_cuda::spectrum::SpectrumFamily;
 use muon_cuda::{
-    Bf16Params, CoefficientSchedule, CostInputs, Dtype, MatrixShape, MuonConfig, MuonRule,
-    Orthogonalizer, Plan,
+    Bf16Params, CoefficientSchedule, CostInputs, Dtype, MatrixShape, MethodChoice, MuonConfig,
+    MuonRule, Orthogonalizer, Plan, Safety,
 };
 use serde::Serialize;
 use serde_json::json;
 
-use super::Engine;
+use super::engine::{Engine, Matrices};
 use super::measure::{self, Exact};
 use crate::args::PrecisionName;
 use crate::devices::DeviceName;
@@ -67,6 +67,9 @@ pub(crate) struct CompareArgs {
     pub(crate) json: bool,
 }
 
+/// Largest matrix: 4096 × 4096. Its decomposition, by rotations in f64, takes hours already.
+const MOST_ELEMENTS: usize = 1 << 24;
+
 /// One row.
 #[derive(Debug, Serialize)]
 struct System {
@@ -100,13 +103,17 @@ pub(crate) fn compare(args: &CompareArgs) -> Result<Ended> {
     let MatrixShape { rows, cols } = args.shape;
     let input: Vec<f64> =
         args.spectrum.spectrum(args.shape)?.matrix(args.seed).into_iter().map(f64::from).collect();
+    let matrices = Matrices { count: 1, shape: args.shape };
+    let engine = |device, precision, orthogonalizer| {
+        Engine::new(device, precision, orthogonalizer, MethodChoice::Auto, Safety::Refuse)
+    };
     let exact = Orthogonalizer::ExactSvd;
-    let polar = Engine::new(DeviceName::Reference, None, exact)?.run(&[rows, cols], &input)?.0;
+    let polar = engine(DeviceName::Reference, None, exact)?.run(matrices, &input)?.0;
     let session = args.device.open()?;
     let mut rows_of_table = Vec::new();
     for (name, orthogonalizer) in systems {
-        let mut engine = Engine::new(args.device, args.precision, orthogonalizer.clone())?;
-        let (result, _) = engine.run(&[rows, cols], &input)?;
+        let mut engine = engine(args.device, args.precision, orthogonalizer.clone())?;
+        let (result, _) = engine.run(matrices, &input)?;
         let errors = measure::errors(&input, &result, rows, cols, Exact::Skip)?;
         rows_of_table.push(System {
             name,
@@ -143,7 +150,7 @@ fn cost(
         momentum: Dtype::F32,
         bf16_params: Bf16Params::Master,
         adamw_elements: 0,
-    });
+    })?;
     Ok(System {
         name: String::new(),
         error,
@@ -208,7 +215,15 @@ fn shape(text: &str) -> Result<MatrixShape, String> {
     let numbers: Option<Vec<usize>> =
         text.split('x').map(|n| n.parse().ok().filter(|n| *n > 0)).collect();
     match numbers.as_deref() {
-        Some([rows, cols]) => Ok(MatrixShape { rows: *rows, cols: *cols }),
+        Some([rows, cols]) => {
+            let shape = MatrixShape { rows: *rows, cols: *cols };
+            if shape.len() > MOST_ELEMENTS {
+                return Err(format!(
+                    "expected at most {MOST_ELEMENTS} elements: the exact factor takes a singular value decomposition on the host"
+                ));
+            }
+            Ok(shape)
+        }
         _ => Err("expected ROWSxCOLS, such as 96x160".into()),
     }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use faer::{Mat, MatRef};
+use muon_cuda::reference::Matrix;
 use serde::Serialize;
 
 /// Errors of one matrix, or the largest ones of several. With `X` the result, n its short side and `XXᵀ` the
@@ -71,7 +72,9 @@ pub(crate) fn errors(
     }
     errors.gram = (sum / n as f64).sqrt();
     if exact == Exact::Compare {
-        let a = MatRef::from_row_major_slice(input, rows, cols);
+        // The factor does not depend on the scale, and squares of elements do.
+        let (input, _) = Matrix::new(rows, cols, input.to_vec())?.leveled();
+        let a = MatRef::from_row_major_slice(input.data(), rows, cols);
         let q = polar_factor(if rows <= cols { a } else { a.transpose() })?;
         let norm = q.norm_l2();
         errors.polar = Some(if norm > 0.0 { (x - q).norm_l2() / norm } else { x.norm_l2() });

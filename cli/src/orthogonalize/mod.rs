@@ -1,21 +1,21 @@
-//! `muon orthogonalize`: every matrix of a safetensors file, with the error of each result.
+//! `muon orthogonalize`: every matrix of safetensors files, with the error of each result.
 
 pub(crate) mod compare;
+mod engine;
 mod measure;
 
 use std::fs;
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use muon_cuda::checkpoint::{TensorDtype, TensorFile, TensorFileWriter};
-use muon_cuda::reference::{self, Matrix};
-use muon_cuda::{
-    CoefficientSchedule, Cpu, MatrixShape, OrthogonalizeOptions, Orthogonalizer, Transfer,
-};
+use muon_cuda::checkpoint::{ModelFiles, TensorDtype, TensorFile, TensorFileWriter};
+use muon_cuda::{CoefficientSchedule, MatrixShape, Orthogonalizer, Safety};
 use serde::Serialize;
 
+use self::engine::{Engine, Matrices, narrow};
 use self::measure::{Errors, Exact};
-use crate::args::{OrthogonalizeArgs, PrecisionName};
+use crate::args::OrthogonalizeArgs;
 use crate::devices::DeviceName;
 use crate::exit::{Ended, usage};
 use crate::glob::matches;
@@ -27,6 +27,10 @@ use crate::terminal::Notes;
 struct Treated {
     name: String,
     shape: Vec<usize>,
+    /// How many matrices it was read as, and what shape each has.
+    matrices: usize,
+    rows: usize,
+    cols: usize,
     dtype: String,
     method: String,
     #[serde(flatten)]
@@ -39,57 +43,153 @@ struct Treated {
 /// Of the arguments, the files, or the library.
 pub(crate) fn orthogonalize(args: &OrthogonalizeArgs) -> Result<Ended> {
     refuse_overwriting(args)?;
+    if args.device == DeviceName::Reference {
+        refuse_unused(args)?;
+    }
     let notes = Notes::new(args.quiet);
     let orthogonalizer = if args.exact {
         Orthogonalizer::ExactSvd
     } else {
         Orthogonalizer::Polynomial {
             schedule: CoefficientSchedule::preset_or_file(&args.schedule)?,
-            iterations: None,
+            iterations: args.iterations,
         }
     };
+    let safety = if args.accept_unsafe { Safety::RunAnyway } else { Safety::Refuse };
     let session = args.device.open()?;
-    let mut engine = Engine::new(args.device, args.precision, orthogonalizer)?;
-    let file = TensorFile::load(&args.input)?;
-    let names: Vec<String> = file.names().map(str::to_owned).collect();
-    let bar = notes.bar("orthogonalize", names.len() as u64);
-    let mut writer = TensorFileWriter::new();
-    for (key, text) in file.metadata() {
-        writer.metadata(key, text);
-    }
-    let mut treated = Vec::new();
-    for name in &names {
-        bar.set_message(muon_cuda::Printable(name).to_string());
-        let (dtype, shape) = (file.dtype(name)?, file.shape(name)?);
-        let chosen = args.only.as_ref().is_none_or(|glob| matches(glob, name));
-        if chosen && is_matrix(dtype, shape) {
-            let (bytes, report) = engine
-                .treat(&file, name, args)
-                .with_context(|| format!("tensor `{name}` {shape:?}"))?;
-            writer.tensor(name, dtype, shape, bytes)?;
-            treated.push(report);
-        } else {
-            writer.tensor(name, dtype, shape, file.bytes(name)?)?;
-        }
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    if treated.is_empty() {
+    let mut engine =
+        Engine::new(args.device, args.precision, orthogonalizer, args.method.clone(), safety)?;
+    let files = ModelFiles::open(&args.input)?;
+    let chosen = |name: &str, dtype, shape: &[usize]| {
+        args.only.as_ref().is_none_or(|glob| matches(glob, name)) && is_matrix(dtype, shape)
+    };
+    if !files.tensors().iter().any(|t| chosen(&t.name, t.dtype, &t.shape)) {
         return Err(usage(match &args.only {
             Some(glob) => format!("no matrix of {} matches `{glob}`", args.input.display()),
             None => format!("{} holds no matrix of floating-point numbers", args.input.display()),
         }));
     }
-    writer.save(&args.output)?;
+    let target = Target::new(args, &files)?;
+    let bar = notes.bar("orthogonalize", files.tensors().len() as u64);
+    let (mut treated, mut copied) = (Vec::new(), 0);
+    for path in files.paths() {
+        let file = TensorFile::load(path)?;
+        let names: Vec<String> = file.names().map(str::to_owned).collect();
+        let mut writer = TensorFileWriter::new();
+        for (key, text) in file.metadata() {
+            writer.metadata(key, text);
+        }
+        for name in &names {
+            bar.set_message(muon_cuda::Printable(name).to_string());
+            let (dtype, shape) = (file.dtype(name)?, file.shape(name)?);
+            if chosen(name, dtype, shape) {
+                let (bytes, report) = treat(&mut engine, &file, name, args)
+                    .with_context(|| format!("tensor `{name}` {shape:?}"))?;
+                writer.tensor(name, dtype, shape, bytes)?;
+                treated.push(report);
+            } else {
+                writer.tensor(name, dtype, shape, file.bytes(name)?)?;
+                copied += 1;
+            }
+            bar.inc(1);
+        }
+        writer.save(target.of(path)?)?;
+    }
+    bar.finish_and_clear();
+    target.finish(&files)?;
+    treated.sort_by(|a, b| a.name.cmp(&b.name));
     report(args, &treated)?;
     notes.say(&format!(
-        "wrote {}: {} tensors orthogonalized, {} copied",
+        "wrote {}: {} tensors orthogonalized, {copied} copied{}",
         args.output.display(),
         treated.len(),
-        names.len() - treated.len()
+        match files.paths() {
+            [_] if !args.input.is_dir() && files.index().is_none() => String::new(),
+            paths => format!(
+                "; a folder with {} of the same names as the input's{}, and nothing else",
+                if paths.len() == 1 { "a file" } else { "shards" },
+                if files.index().is_some() { " and its index" } else { "" }
+            ),
+        }
     ));
     drop(engine);
     session.close(Ended::Well)
+}
+
+/// What the oracle has no use for.
+fn refuse_unused(args: &OrthogonalizeArgs) -> Result<()> {
+    if args.method != muon_cuda::MethodChoice::Auto {
+        return Err(usage(
+            "device `reference` evaluates polynomials as they are written; --method belongs to the others",
+        ));
+    }
+    if args.accept_unsafe {
+        return Err(usage(
+            "device `reference` runs every schedule; --accept-unsafe belongs to the others",
+        ));
+    }
+    Ok(())
+}
+
+/// Where results go: one file, or a folder that gets its name when it is complete.
+enum Target<'a> {
+    File(&'a Path),
+    Folder { partial: PathBuf, output: &'a Path },
+}
+
+impl<'a> Target<'a> {
+    fn new(args: &'a OrthogonalizeArgs, files: &ModelFiles) -> Result<Self> {
+        let output = args.output.as_path();
+        if !args.input.is_dir() && files.index().is_none() {
+            return Ok(Self::File(output));
+        }
+        if output.exists() {
+            return Err(usage(format!(
+                "the output of {} is a folder, and {} is there already; name one that is not",
+                args.input.display(),
+                output.display()
+            )));
+        }
+        let name = output
+            .file_name()
+            .ok_or_else(|| usage(format!("{} is no name of a folder", output.display())))?;
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.partial", std::process::id()));
+        let partial = output.with_file_name(hidden);
+        fs::create_dir(&partial).with_context(|| format!("create {}", partial.display()))?;
+        Ok(Self::Folder { partial, output })
+    }
+
+    /// Where the results of one input file go.
+    fn of(&self, input: &Path) -> Result<PathBuf> {
+        match self {
+            Self::File(output) => Ok(output.to_path_buf()),
+            Self::Folder { partial, .. } => {
+                Ok(partial.join(input.file_name().context("a shard has a name")?))
+            }
+        }
+    }
+
+    /// Adds the index and gives the folder its name.
+    fn finish(&self, files: &ModelFiles) -> Result<()> {
+        let Self::Folder { partial, output } = self else { return Ok(()) };
+        if let Some(index) = files.index() {
+            let copy = self.of(index)?;
+            fs::copy(index, &copy).with_context(|| format!("write {}", copy.display()))?;
+        }
+        fs::rename(partial, output).with_context(|| format!("write {}", output.display()))
+    }
+}
+
+impl Drop for Target<'_> {
+    /// What was not finished is cleared away; what was has another name by now.
+    fn drop(&mut self) {
+        if let Self::Folder { partial, .. } = self {
+            // The error that ended the command says what went wrong.
+            let _ = fs::remove_dir_all(partial);
+        }
+    }
 }
 
 /// The input stays what it is, whatever name it goes by.
@@ -109,135 +209,44 @@ fn refuse_overwriting(args: &OrthogonalizeArgs) -> Result<()> {
 
 fn is_matrix(dtype: TensorDtype, shape: &[usize]) -> bool {
     let float = [TensorDtype::F32, TensorDtype::F64, TensorDtype::BF16, TensorDtype::F16];
-    matches!(shape.len(), 2 | 3) && !shape.contains(&0) && float.contains(&dtype)
+    Matrices::of(shape).is_some() && float.contains(&dtype)
 }
 
-/// Who orthogonalizes, and how.
-struct Engine {
-    arithmetic: Arithmetic,
-    options: OrthogonalizeOptions,
-}
-
-/// Where the arithmetic is done.
-enum Arithmetic {
-    Reference,
-    Cpu(Cpu),
-    #[cfg(feature = "cuda")]
-    Cuda(Box<muon_cuda::Cuda>),
-}
-
-impl Arithmetic {
-    fn new(device: DeviceName) -> muon_cuda::Result<Self> {
-        match device {
-            DeviceName::Reference => Ok(Self::Reference),
-            DeviceName::Cpu => Cpu::new().map(Self::Cpu),
-            #[cfg(feature = "cuda")]
-            DeviceName::Cuda(gpu) => Ok(Self::Cuda(Box::new(muon_cuda::Cuda::new(gpu.ordinal())?))),
-        }
+/// The bytes of the orthogonalized tensor, and the errors of what they hold.
+fn treat(
+    engine: &mut Engine,
+    file: &TensorFile,
+    name: &str,
+    args: &OrthogonalizeArgs,
+) -> Result<(Vec<u8>, Treated)> {
+    let (dtype, shape) = (file.dtype(name)?, file.shape(name)?.to_vec());
+    let matrices = Matrices::of(&shape).ok_or_else(|| usage("not a matrix"))?;
+    let input = file.f64(name)?;
+    let (result, method) = engine.run(matrices, &input)?;
+    let bytes = encode(dtype, &result);
+    // The errors are those of what is written, its rounding included.
+    let mut probe = TensorFileWriter::new();
+    probe.tensor("x", dtype, &shape, bytes.as_slice())?;
+    let written = TensorFile::from_bytes(probe.to_bytes()?)?.f64("x")?;
+    let MatrixShape { rows, cols } = matrices.shape;
+    let exact = if args.no_exact_error { Exact::Skip } else { Exact::Compare };
+    let mut errors = Errors::default();
+    for (a, x) in input.chunks_exact(rows * cols).zip(written.chunks_exact(rows * cols)) {
+        errors = errors.or(measure::errors(a, x, rows, cols, exact)?);
     }
+    let report = Treated {
+        name: name.to_owned(),
+        shape,
+        matrices: matrices.count,
+        rows,
+        cols,
+        dtype: dtype.to_string(),
+        method,
+        errors,
+    };
+    Ok((bytes, report))
 }
 
-impl Engine {
-    fn new(
-        device: DeviceName,
-        precision: Option<PrecisionName>,
-        orthogonalizer: Orthogonalizer,
-    ) -> Result<Self> {
-        let precision = precision.unwrap_or(device.default_precision());
-        if device == DeviceName::Reference && precision != PrecisionName::F32 {
-            return Err(usage(
-                "device `reference` computes in f64; --precision belongs to the others",
-            ));
-        }
-        let options = OrthogonalizeOptions {
-            orthogonalizer,
-            precision: Some(precision.into()),
-            ..OrthogonalizeOptions::default()
-        };
-        let mut engine = Self { arithmetic: Arithmetic::new(device)?, options };
-        // A schedule that this precision makes unsafe is found before the file is read.
-        engine.run(&[1, 1], &[1.0])?;
-        Ok(engine)
-    }
-
-    fn treat(
-        &mut self,
-        file: &TensorFile,
-        name: &str,
-        args: &OrthogonalizeArgs,
-    ) -> Result<(Vec<u8>, Treated)> {
-        let (dtype, shape) = (file.dtype(name)?, file.shape(name)?.to_vec());
-        let (result, method) = self.run(&shape, &file.f64(name)?)?;
-        let bytes = encode(dtype, &result);
-        // The errors are those of what is written, its rounding included.
-        let mut probe = TensorFileWriter::new();
-        probe.tensor("x", dtype, &shape, bytes.as_slice())?;
-        let written = TensorFile::from_bytes(probe.to_bytes()?)?.f64("x")?;
-        let input = file.f64(name)?;
-        let [.., rows, cols] = *shape.as_slice() else { return Err(usage("not a matrix")) };
-        let exact = if args.no_exact_error { Exact::Skip } else { Exact::Compare };
-        let mut errors = Errors::default();
-        for (a, x) in input.chunks_exact(rows * cols).zip(written.chunks_exact(rows * cols)) {
-            errors = errors.or(measure::errors(a, x, rows, cols, exact)?);
-        }
-        let report =
-            Treated { name: name.to_owned(), shape, dtype: dtype.to_string(), method, errors };
-        Ok((bytes, report))
-    }
-
-    /// The orthogonalized matrices, and the method in words.
-    fn run(&mut self, shape: &[usize], input: &[f64]) -> Result<(Vec<f64>, String)> {
-        match &mut self.arithmetic {
-            Arithmetic::Cpu(cpu) => on(cpu, &self.options, shape, input),
-            #[cfg(feature = "cuda")]
-            Arithmetic::Cuda(cuda) => on(cuda.as_mut(), &self.options, shape, input),
-            Arithmetic::Reference => {
-                let [.., rows, cols] = *shape else { return Err(usage("not a matrix")) };
-                let mut out = Vec::with_capacity(input.len());
-                for matrix in input.chunks_exact(rows * cols) {
-                    if let Some(x) = matrix.iter().find(|x| !x.is_finite()) {
-                        anyhow::bail!("it holds a `{x}`");
-                    }
-                    let matrix = Matrix::new(rows, cols, matrix.to_vec())?;
-                    let x = reference::orthogonalize(
-                        &self.options.orthogonalizer,
-                        &matrix,
-                        f64::MIN_POSITIVE,
-                    );
-                    out.extend_from_slice(x.data());
-                }
-                Ok((out, format!("{}, f64", self.options.orthogonalizer.name())))
-            }
-        }
-    }
-}
-
-/// As [`Engine::run`], on a device of the library.
-fn on<D: Transfer>(
-    device: &mut D,
-    options: &OrthogonalizeOptions,
-    shape: &[usize],
-    input: &[f64],
-) -> Result<(Vec<f64>, String)> {
-    let [.., rows, cols] = *shape else { return Err(usage("not a matrix")) };
-    let input: Vec<f32> = input.iter().map(|x| narrow(*x)).collect();
-    let mut output = vec![0.0f32; input.len()];
-    let mut method = String::new();
-    let count = rows * cols;
-    for (a, x) in input.chunks_exact(count).zip(output.chunks_exact_mut(count)) {
-        let shape = MatrixShape { rows, cols };
-        let (a, mut out) = (device.upload(a)?, device.upload(x)?);
-        let done =
-            muon_cuda::orthogonalize(device, shape, D::grad(&a), D::param(&mut out), options)?;
-        device.read(&out, x)?;
-        let name = options.orthogonalizer.name();
-        method = match done.method {
-            Some(m) => format!("{name}, {m}, {}", done.precision),
-            None => name,
-        };
-    }
-    Ok((output.iter().map(|x| f64::from(*x)).collect(), method))
-}
 /// Numbers in the file's own type.
 fn encode(dtype: TensorDtype, values: &[f64]) -> Vec<u8> {
     match dtype {
@@ -252,24 +261,28 @@ fn encode(dtype: TensorDtype, values: &[f64]) -> Vec<u8> {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "rounding to the device's format is meant")]
-fn narrow(x: f64) -> f32 {
-    x as f32
-}
-
 fn report(args: &OrthogonalizeArgs, treated: &[Treated]) -> Result<()> {
     let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string_pretty(treated)?)?;
         return Ok(());
     }
-    let mut table =
-        table(["tensor", "shape", "method", "|XXᵀ−I|", "diagonal", "off-diagonal", "to exact"]);
+    let mut table = table([
+        "tensor",
+        "shape",
+        "matrices",
+        "method",
+        "|XXᵀ−I|",
+        "diagonal",
+        "off-diagonal",
+        "to exact",
+    ]);
     for t in treated {
         let shape = t.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ");
         table.add_row([
             t.name.clone(),
             shape,
+            format!("{} of {} × {}", t.matrices, t.rows, t.cols),
             t.method.clone(),
             format!("{:.1e}", t.errors.gram),
             format!("{:.1e}", t.errors.gram_diagonal),

@@ -44,11 +44,13 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<Ended> {
         None => config,
         Some(mib) => MuonConfig { workspace_limit: mib.saturating_mul(1 << 20), ..config },
     };
-    let plan = Plan::for_shapes(
-        &config,
-        &rule,
-        shapes.muon.iter().map(|(shape, count)| (shape.as_slice(), *count)),
-    )?;
+    let counted = shapes.muon.iter().map(|(shape, count)| (shape.as_slice(), *count));
+    // What no plan can hold is nonsense on the command line, and a finding in a file.
+    let refused = |e: muon_cuda::Error| match args.file {
+        None if e.is_shape_mismatch() => usage(e.to_string()),
+        _ => e.into(),
+    };
+    let plan = Plan::for_shapes(&config, &rule, counted).map_err(refused)?;
     let cost = plan.cuda_cost(&CostInputs {
         grad: args.grad_dtype.into(),
         param: Dtype::F32,
@@ -56,6 +58,7 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<Ended> {
         bf16_params: Bf16Params::Master,
         adamw_elements: shapes.adamw_elements,
     });
+    let cost = cost.map_err(refused)?;
     let bound = Bound::new(&plan, &cost, profile);
     let mut stdout = crate::output::stdout();
     if args.json {
@@ -99,7 +102,7 @@ pub(crate) fn bound_of_one(
         momentum: config.momentum_dtype,
         bf16_params: Bf16Params::Master,
         adamw_elements: 0,
-    });
+    })?;
     Ok(Bound::new(&plan, &cost, profile).step())
 }
 
@@ -160,6 +163,8 @@ fn document(
         })).collect::<Vec<_>>(),
         "muon_elements": plan.elements(),
         "adamw_elements": shapes.adamw_elements,
+        "left_out": { "tensors": shapes.left_out, "elements": shapes.left_out_elements },
+        "doubts": shapes.doubts,
         "kernel_launches": cost.kernel_launches,
         "products": cost.products,
         "flops": cost.executed_flops,
@@ -195,10 +200,20 @@ fn text(shapes: &Shapes, plan: &Plan, cost: &StepCost, profile: &Profile, bound:
         let Bucket { shape, reason, symmetric, commit, .. } = b;
         reasons.push_str(&format!("  {shape}: {reason}\n    {}\n    {commit}\n", symmetric.reason));
     }
+    let mut remarks = String::new();
+    if shapes.left_out > 0 {
+        remarks.push_str(&format!(
+            "{} tensors with {} elements are no parameters (integers, masks, statistics, parts of quantised tensors)\n",
+            shapes.left_out, shapes.left_out_elements
+        ));
+    }
+    for doubt in &shapes.doubts {
+        remarks.push_str(&format!("{doubt}\n"));
+    }
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let ms = |seconds: f64| format!("{:.3} ms", 1e3 * seconds);
     format!(
-        "{source}\n{buckets}\n{reasons}\
+        "{source}\n{buckets}\n{reasons}{remarks}\
          iterate {precision}, {chunks} chunk(s); {muon} elements under Muon, {adamw} under AdamW\n\
          a step: {launches} kernel launches + {products} calls of cublasLt = {all}\n\
          products: {executed:.2} GFLOP as executed, {full:.2} with symmetric products in full, {least:.2} with one triangle of them\n\

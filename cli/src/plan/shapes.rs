@@ -1,19 +1,16 @@
-//! Which matrices a plan is made for: from flags, a safetensors header, or a known model.
+//! Which matrices a plan is made for: from flags, the headers of safetensors files, or a known model.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, ensure};
-use muon_cuda::RoutingRule;
+use anyhow::{Context, Result};
+use muon_cuda::checkpoint::{ModelFiles, ModelTensor};
+use muon_cuda::{Destination, RoutingRule};
 
 use super::models::MODELS;
 use crate::args::PlanArgs;
 use crate::exit::usage;
-
-/// Longest header of a safetensors file, as the format's own implementation has it.
-const LONGEST_HEADER: u64 = 100_000_000;
 
 /// Matrices of one shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +33,53 @@ impl FromStr for Matrices {
     }
 }
 
+/// `PATTERN=WHAT`: where parameters go, and how they are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pattern: String,
+    to: To,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum To {
+    AdamW,
+    Muon,
+    Experts,
+    Convolution,
+}
+
+impl Route {
+    /// The rule with this override.
+    fn applied(rule: RoutingRule, route: &Self) -> RoutingRule {
+        match route.to {
+            To::AdamW => rule.adamw_for(&route.pattern),
+            To::Muon => rule.muon_for(&route.pattern),
+            To::Experts => rule.experts_for(&route.pattern),
+            To::Convolution => rule.convolution_for(&route.pattern),
+        }
+    }
+}
+
+impl FromStr for Route {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = "expected NAME=adamw, NAME=muon, NAME=experts or NAME=convolution";
+        let (pattern, to) = text.rsplit_once('=').ok_or(expected)?;
+        let to = match to {
+            "adamw" => To::AdamW,
+            "muon" => To::Muon,
+            "experts" => To::Experts,
+            "convolution" => To::Convolution,
+            _ => return Err(expected.into()),
+        };
+        if pattern.is_empty() {
+            return Err(expected.into());
+        }
+        Ok(Self { pattern: pattern.to_owned(), to })
+    }
+}
+
 /// What is optimized.
 #[derive(Debug, Default)]
 pub(crate) struct Shapes {
@@ -43,6 +87,11 @@ pub(crate) struct Shapes {
     pub(crate) muon: Vec<(Vec<usize>, usize)>,
     /// Elements under the AdamW rule.
     pub(crate) adamw_elements: u64,
+    /// Tensors of a file that are no parameters, and their elements.
+    pub(crate) left_out: usize,
+    pub(crate) left_out_elements: u64,
+    /// What a person should look at.
+    pub(crate) doubts: Vec<String>,
     /// Where they come from, for people.
     pub(crate) source: String,
 }
@@ -62,11 +111,10 @@ pub(crate) fn shapes(args: &PlanArgs) -> Result<Shapes> {
                 muon: model.matrices.iter().map(|(n, shape)| (shape.to_vec(), *n)).collect(),
                 adamw_elements: model.adamw_elements,
                 source: format!("{}: {}", model.name, model.source),
+                ..Shapes::default()
             }
         }
-        (None, Some(path)) => {
-            header(path).with_context(|| format!("header of {}", path.display()))?
-        }
+        (None, Some(path)) => of_files(path, &args.route)?,
         _ => Shapes { source: "shapes from the command line".into(), ..Shapes::default() },
     };
     shapes.muon.extend(args.matrix.iter().map(|m| (m.shape.clone(), m.count)));
@@ -80,35 +128,89 @@ pub(crate) fn shapes(args: &PlanArgs) -> Result<Shapes> {
     Ok(shapes)
 }
 
-/// Reads the header alone: a checkpoint may be larger than memory.
-fn header(path: &Path) -> Result<Shapes> {
-    let mut file = File::open(path)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length)?;
-    let length = u64::from_le_bytes(length);
-    ensure!(length <= LONGEST_HEADER, "not a safetensors file: a header of {length} bytes");
-    let mut text = Vec::new();
-    file.take(length).read_to_end(&mut text)?;
-    ensure!(text.len() as u64 == length, "cut short: {} bytes of {length}", text.len());
-    let header: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&text).context("not a safetensors file")?;
-    let routing = RoutingRule::default();
-    let mut shapes = Shapes { source: path.display().to_string(), ..Shapes::default() };
-    for (name, tensor) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-        let shape: Vec<usize> = serde_json::from_value(tensor["shape"].clone())
-            .with_context(|| format!("shape of `{name}`"))?;
-        let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-        let elements = elements.with_context(|| format!("`{name}` {shape:?} is too large"))?;
-        if routing.route(name, &shape).muon {
-            match shapes.muon.iter_mut().find(|(s, _)| *s == shape) {
-                Some((_, count)) => *count += 1,
-                None => shapes.muon.push((shape, 1)),
+/// The parameters that the headers describe, routed by name, dtype and shape.
+///
+/// # Errors
+/// What cannot be read, a `--route` that matches nothing, a parameter that can be two things.
+fn of_files(path: &Path, routes: &[Route]) -> Result<Shapes> {
+    let files = ModelFiles::open(path)?;
+    let rule = routes.iter().fold(RoutingRule::default(), Route::applied);
+    rule.check_overrides(files.tensors().iter().map(|t| t.name.as_str()))?;
+    let source = match files.paths() {
+        [file] => file.display().to_string(),
+        shards => format!("{}: {} shards", path.display(), shards.len()),
+    };
+    let mut shapes = Shapes { source, ..Shapes::default() };
+    let mut muon: BTreeMap<Vec<usize>, Kind> = BTreeMap::new();
+    let mut undecided = Vec::new();
+    for (position, tensor) in files.tensors().iter().enumerate() {
+        let ModelTensor { name, dtype, shape, .. } = tensor;
+        let elements = shape.iter().try_fold(1u64, |n, d| n.checked_mul(u64::try_from(*d).ok()?));
+        let too_many = || format!("`{name}` {shape:?} is too large");
+        let elements = elements.with_context(too_many)?;
+        let decision = rule.route_stored(name, *dtype, shape);
+        let sum = match decision.destination {
+            Destination::Muon(_) => {
+                let kind = muon.entry(decision.registered_shape(shape)).or_insert_with(|| Kind {
+                    first: position,
+                    name: name.clone(),
+                    count: 0,
+                    doubt: decision.doubt,
+                });
+                kind.count += 1;
+                continue;
             }
-        } else {
-            shapes.adamw_elements += elements as u64;
+            Destination::AdamW => &mut shapes.adamw_elements,
+            Destination::NoParameter => {
+                shapes.left_out += 1;
+                &mut shapes.left_out_elements
+            }
+            _ => {
+                undecided.push(format!("`{name}` {shape:?}: {}", decision.reason));
+                continue;
+            }
+        };
+        *sum = sum.checked_add(elements).with_context(too_many)?;
+    }
+    if !undecided.is_empty() {
+        return Err(undecided_error(&undecided));
+    }
+    // In the order of the names, as an optimizer would meet them.
+    let mut muon: Vec<_> = muon.into_iter().collect();
+    muon.sort_by_key(|(_, kind)| kind.first);
+    for (shape, kind) in muon {
+        if let Some(doubt) = kind.doubt {
+            shapes.doubts.push(format!(
+                "{} x {shape:?} under Muon, such as `{}`: {doubt}",
+                kind.count, kind.name
+            ));
         }
+        shapes.muon.push((shape, kind.count));
     }
     Ok(shapes)
+}
+
+/// Parameters under Muon of one shape.
+struct Kind {
+    /// Position of the first one.
+    first: usize,
+    /// Its name.
+    name: String,
+    count: usize,
+    doubt: Option<String>,
+}
+
+fn undecided_error(undecided: &[String]) -> anyhow::Error {
+    const SHOWN: usize = 8;
+    let mut list = undecided.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    if undecided.len() > SHOWN {
+        list.push_str(&format!("; and {} more", undecided.len() - SHOWN));
+    }
+    usage(format!(
+        "{} tensor(s) can be two things: {list}; say which with --route NAME=experts, NAME=convolution or NAME=adamw, where NAME \
+         is one or more whole parts of the tensor's name",
+        undecided.len()
+    ))
 }
 
 #[cfg(test)]

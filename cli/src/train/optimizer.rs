@@ -34,7 +34,7 @@ fn assignments(row: &OptimizerConfig, params: &[Param]) -> Result<Vec<Assignment
     params
         .iter()
         .map(|p| {
-            let hidden = routing.route(&p.name, &p.shape).muon;
+            let hidden = routing.route(&p.name, &p.shape).is_muon();
             let (group, rule) = match &row.kind {
                 Kind::GradientDescent => ("all".to_owned(), Rule::from(gradient_descent(row))),
                 Kind::AdamW => ("all".to_owned(), adamw(row.lr, row.momentum)),
@@ -73,7 +73,7 @@ fn check_layers(method: &MuonMethod, params: &[Param], routing: &RoutingRule) ->
     let MuonMethod::PerLayer { name, layers } = method else { return Ok(()) };
     let hidden: Vec<&str> = params
         .iter()
-        .filter(|p| routing.route(&p.name, &p.shape).muon)
+        .filter(|p| routing.route(&p.name, &p.shape).is_muon())
         .map(|p| p.name.as_str())
         .collect();
     if let Some(param) = hidden.iter().find(|p| method.of_param(p).is_none()) {
