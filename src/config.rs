@@ -37,6 +37,8 @@ pub enum WeightDecayMode {
     Cautious,
     /// `param·(1 − weight_decay)`: the learning rate plays no part.
     Independent,
+    /// `param·(1 − weight_decay·lr²)`, with the unscaled lr (PaLM, arXiv 2204.02311).
+    Palm,
     /// `gradient + weight_decay·param` before momentum takes the gradient up; nothing is kept back afterwards. The
     /// gradient is the scaled and clipped one. Where there is a master copy, it is what is added.
     L2,

@@ -436,7 +436,7 @@ pub struct MuonScalars {
     pub momentum: f32,
     /// 1 − β, rounded once from f64.
     pub one_minus_momentum: f32,
-    /// What decay leaves of a parameter: `1 − lr·weight_decay`, or `1 − weight_decay`; 1 with L2.
+    /// What decay leaves of a parameter: `1 − lr·weight_decay`, `1 − weight_decay` or `1 − lr²·weight_decay`; 1 with L2.
     pub keep: f32,
     /// What L2 multiplies the parameter with before it is added to the gradient; 0 with every other mode, and then the
     /// parameter is not read.

@@ -352,6 +352,7 @@ pub fn muon_step(
             WeightDecayMode::Cautious if opposed => 1.0,
             WeightDecayMode::Cautious => 1.0 - lr * rule.weight_decay,
             WeightDecayMode::Independent => 1.0 - rule.weight_decay,
+            WeightDecayMode::Palm => 1.0 - lr * lr * rule.weight_decay,
             WeightDecayMode::L2 => 1.0,
         };
         *p = *p * keep - step * u;

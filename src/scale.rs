@@ -15,7 +15,9 @@ pub enum UpdateScale {
     /// `0.2 · √max(fan_out, fan_in)`: the RMS of an AdamW update, so that AdamW's learning rate and decay
     /// carry over (Moonlight; PyTorch's `match_rms_adamw`).
     MatchRmsAdamW,
-    /// `√(fan_out / fan_in)`: unit RMS-to-RMS operator norm (dion's `spectral_norm`, Scion).
+    /// `r · √max(fan_out, fan_in)` with this positive `r`: the RMS that [`UpdateScale::MatchRmsAdamW`] sets to 0.2.
+    MatchRms(f64),
+    /// `√(fan_out / fan_in)`: unit RMS-to-RMS operator norm (PyTorch's `spectral_unclamped`, dion's `spectral_norm`, Scion).
     Spectral,
     /// 1 for every shape.
     None,
@@ -42,6 +44,7 @@ impl UpdateScale {
         match self {
             Self::Original => (fan_out / fan_in).max(1.0).sqrt(),
             Self::MatchRmsAdamW => 0.2 * fan_out.max(fan_in).sqrt(),
+            Self::MatchRms(rms) => rms * fan_out.max(fan_in).sqrt(),
             Self::Spectral => (fan_out / fan_in).sqrt(),
             Self::None => 1.0,
             Self::Custom(factor) => factor,
@@ -50,9 +53,11 @@ impl UpdateScale {
 
     pub(crate) fn validate(self) -> Result<()> {
         match self {
-            Self::Custom(f) if !(f.is_finite() && f > 0.0) => Err(Error::invalid_config(format!(
-                "update scale: expected a positive finite factor, found `{f}`"
-            ))),
+            Self::Custom(f) | Self::MatchRms(f) if !(f.is_finite() && f > 0.0) => {
+                Err(Error::invalid_config(format!(
+                    "update scale: expected a positive finite factor, found `{f}`"
+                )))
+            }
             _ => Ok(()),
         }
     }
@@ -72,10 +77,12 @@ mod tests {
         assert_eq!(UpdateScale::Spectral.factor(wide, out_in), 0.4f64.sqrt());
         assert_eq!(UpdateScale::Spectral.factor(wide, Layout::InOut), 2.5f64.sqrt());
         assert_eq!(UpdateScale::MatchRmsAdamW.factor(wide, out_in), 0.2 * 160f64.sqrt());
+        assert_eq!(UpdateScale::MatchRms(0.3).factor(tall, out_in), 0.3 * 160f64.sqrt());
         assert_eq!(UpdateScale::None.factor(tall, out_in), 1.0);
         assert_eq!(UpdateScale::Custom(3.5).factor(tall, out_in), 3.5);
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert!(UpdateScale::Custom(bad).validate().unwrap_err().is_invalid_config());
+            assert!(UpdateScale::MatchRms(bad).validate().unwrap_err().is_invalid_config());
         }
     }
 }

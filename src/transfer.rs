@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use half::bf16;
+
 use crate::cpu::Cpu;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory;
 
-/// A device that can own f32 tensors and copy them from and to the host.
+/// A device that can own f32 tensors and bf16 parameters and copy them from and to the host.
 ///
 /// For programs that make gradients on the host and want to step on any device, as `muon train` and
 /// [`verify`](crate::verify) do. A trainer whose tensors are on the device hands them over as they are instead.
@@ -33,6 +35,9 @@ pub trait Transfer: Device {
     /// f32 elements in the device's memory.
     type Tensor: fmt::Debug;
 
+    /// bf16 elements in the device's memory.
+    type Bf16Tensor: fmt::Debug;
+
     /// A new tensor with these elements.
     ///
     /// # Errors
@@ -50,6 +55,21 @@ pub trait Transfer: Device {
     /// # Errors
     /// Another number of elements; a failed device, that of earlier steps included.
     fn read(&self, tensor: &Self::Tensor, elements: &mut [f32]) -> Result<()>;
+
+    /// As [`Transfer::upload`], for a bf16 parameter.
+    ///
+    /// # Errors
+    /// Out of memory, a failed device.
+    fn upload_bf16(&self, elements: &[bf16]) -> Result<Self::Bf16Tensor>;
+
+    /// As [`Transfer::read`], for a bf16 parameter.
+    ///
+    /// # Errors
+    /// Another number of elements; a failed device, that of earlier steps included.
+    fn read_bf16(&self, tensor: &Self::Bf16Tensor, elements: &mut [bf16]) -> Result<()>;
+
+    /// The bf16 tensor as the parameter of a step.
+    fn param_bf16(tensor: &mut Self::Bf16Tensor) -> Self::ParamMut<'_>;
 
     /// The tensor as the parameter of a step.
     fn param(tensor: &mut Self::Tensor) -> Self::ParamMut<'_>;
@@ -71,6 +91,7 @@ pub(crate) fn check_length(tensor: usize, elements: usize) -> Result<()> {
 
 impl Transfer for Cpu {
     type Tensor = Vec<f32>;
+    type Bf16Tensor = Vec<bf16>;
 
     fn upload(&self, elements: &[f32]) -> Result<Vec<f32>> {
         memory::copied(elements, "a tensor")
@@ -86,6 +107,20 @@ impl Transfer for Cpu {
         check_length(tensor.len(), elements.len())?;
         elements.copy_from_slice(tensor);
         Ok(())
+    }
+
+    fn upload_bf16(&self, elements: &[bf16]) -> Result<Vec<bf16>> {
+        Ok(elements.to_vec())
+    }
+
+    fn read_bf16(&self, tensor: &Vec<bf16>, elements: &mut [bf16]) -> Result<()> {
+        check_length(tensor.len(), elements.len())?;
+        elements.copy_from_slice(tensor);
+        Ok(())
+    }
+
+    fn param_bf16(tensor: &mut Vec<bf16>) -> Self::ParamMut<'_> {
+        tensor.into()
     }
 
     fn param(tensor: &mut Vec<f32>) -> Self::ParamMut<'_> {

@@ -38,6 +38,7 @@ fn every_mode_follows_the_oracle() {
                 WeightDecayMode::Cautious,
                 WeightDecayMode::Independent,
                 WeightDecayMode::L2,
+                WeightDecayMode::Palm,
             ] {
                 for update_scale in [
                     UpdateScale::Original,
@@ -45,6 +46,7 @@ fn every_mode_follows_the_oracle() {
                     UpdateScale::Spectral,
                     UpdateScale::None,
                     UpdateScale::Custom(0.7),
+                    UpdateScale::MatchRms(0.3),
                 ] {
                     let rule = MuonRule {
                         momentum_mode,
@@ -83,7 +85,9 @@ fn modes_that_should_differ_do() {
             MuonRule { weight_decay_mode: WeightDecayMode::Independent, ..base.clone() },
         ),
         ("l2", MuonRule { weight_decay_mode: WeightDecayMode::L2, ..base.clone() }),
+        ("palm", MuonRule { weight_decay_mode: WeightDecayMode::Palm, ..base.clone() }),
         ("scale", MuonRule { update_scale: UpdateScale::Spectral, ..base.clone() }),
+        ("rms", MuonRule { update_scale: UpdateScale::MatchRms(0.3), ..base.clone() }),
         ("momentum", MuonRule { momentum: 0.9, ..base.clone() }),
         (
             "schedule",
@@ -116,10 +120,7 @@ fn every_orthogonalizer_on_every_shape_follows_the_oracle() {
             // Rounding of the order of u is amplified by the steepest part of the composition: 8e4 at zero for
             // deepseek_v4, thousands at σ = 1 for schedules without headroom there (a single row has σ = 1).
             let steepest = match orthogonalizer {
-                Orthogonalizer::Polynomial { schedule, .. } => (0..=20_000)
-                    .map(|i| f64::from(i) / 20_000.0)
-                    .map(|x| (schedule.eval(x) - schedule.eval(x - 1e-8)).abs() / 1e-8)
-                    .fold(0.0, f64::max),
+                Orthogonalizer::Polynomial { schedule, .. } => schedule.steepest_slope(),
                 _ => 0.0,
             };
             let tolerance = F32_TOLERANCE.max(8.0 * Precision::F32.unit_roundoff() * steepest);

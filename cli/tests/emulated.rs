@@ -1,6 +1,8 @@
 //! The CUDA device on the emulator, from the command line: verified, trained on, orthogonalized with.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
+#[path = "../../tests/support/recordings.rs"]
+mod recordings;
 mod support;
 
 use std::path::Path;
@@ -40,6 +42,25 @@ fn recordings_of_pytorch_hold_in_every_precision() {
                 "{more:?} {case}"
             );
         }
+    }
+}
+
+#[test]
+fn every_field_of_a_recording_holds_on_the_kernels_of_a_gpu() {
+    cuda_emulator::fetch_nvrtc().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let samples = recordings::samples();
+    let (json, tensors) = recordings::all_in_one(&samples);
+    std::fs::write(dir.path().join("fields.json"), json).unwrap();
+    std::fs::write(dir.path().join("fields.safetensors"), tensors).unwrap();
+    let degenerate =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/degenerate_trajectories.json");
+    for (file, cases) in [("fields.json", samples.len()), (degenerate, 12)] {
+        let args = ["verify", file, "--device", "emulated", "--precision", "f32", "--json"];
+        let said = ok(dir.path(), &args);
+        let value: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        let held = value["cases"].as_array().unwrap();
+        assert!(held.len() == cases && held.iter().all(|c| c["passed"] == true), "{value}");
     }
 }
 

@@ -92,3 +92,45 @@ fn a_recording_without_its_tensors_is_an_error() {
     assert_eq!(said.code, Some(1));
     assert!(said.err.contains("not a recording"), "{}", said.err);
 }
+
+#[test]
+fn degenerate_matrices_hold_by_the_tolerance_of_the_schedule() {
+    let file = data("degenerate_trajectories.json");
+    for device in ["reference", "cpu"] {
+        let said = ok(Path::new("."), &["verify", &file, "--device", device]).out;
+        assert!(said.contains("12 of 12 cases hold"), "{said}");
+    }
+    // The tolerance that judges is the one that is shown.
+    let said = ok(Path::new("."), &["verify", &file]).out;
+    assert!(said.contains("tolerance") && said.contains("2.3e-4"), "{said}");
+    let json = ok(Path::new("."), &["verify", &file, "--json"]).out;
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(value["tolerance"], 1e-4);
+    let judged = value["cases"][8]["tolerance"].as_f64().unwrap();
+    assert!((judged / 2.312e-4 - 1.0).abs() < 1e-3, "{judged}");
+}
+
+#[test]
+fn a_field_that_nobody_knows_ends_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(data("torch_muon.safetensors"), dir.path().join("more.safetensors")).unwrap();
+    let text = fs::read_to_string(data("torch_muon.json")).unwrap();
+    let more = text.replacen("\"lr\": 0.02", "\"lr\": 0.02, \"weight_decay_kind\": \"l2\"", 1);
+    fs::write(dir.path().join("more.json"), more).unwrap();
+    let said = muon(dir.path(), &["verify", "more.json"]);
+    assert_eq!(said.code, Some(2), "{}", said.err);
+    assert!(said.err.contains("`weight_decay_kind`") && said.out.is_empty(), "{}", said.err);
+    assert!(said.err.contains("case `square`"), "{}", said.err);
+}
+
+#[test]
+fn help_says_what_a_recording_can_say() {
+    let help = ok(Path::new("."), &["verify", "--help"]).out;
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for said in [
+        "docs/trajectories.md lists every field",
+        "A field that the command does not know is an error",
+    ] {
+        assert!(help.contains(said), "{help}");
+    }
+}

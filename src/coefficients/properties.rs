@@ -58,6 +58,23 @@ impl CoefficientSchedule {
         self.polynomials().iter().map(super::OddPolynomial::slope).product()
     }
 
+    /// The largest absolute derivative of the composition on `[0, 1]`, at 20,001 points: how much it can amplify rounding.
+    ///
+    /// At least [`CoefficientSchedule::slope`]. Schedules without headroom at 1 are steeper there than at 0.
+    #[must_use]
+    pub fn steepest_slope(&self) -> f64 {
+        (0..=20_000)
+            .map(|i| {
+                let at = f64::from(i) / 20_000.0;
+                let (_, slope) = self
+                    .polynomials()
+                    .iter()
+                    .fold((at, 1.0), |(x, slope), p| (p.eval(x), slope * p.derivative(x)));
+                slope.abs()
+            })
+            .fold(0.0, f64::max)
+    }
+
     /// `(min, max)` of the composition over the interval between `lo` and `hi`, exact up to
     /// rounding.
     #[must_use]

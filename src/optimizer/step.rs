@@ -420,6 +420,7 @@ fn muon_scalars(rule: &MuonRule, spec: &ParamSpec, block: &Block, lr_factor: f64
         keep: narrow(match rule.weight_decay_mode {
             WeightDecayMode::Independent => 1.0 - rule.weight_decay,
             WeightDecayMode::Decoupled | WeightDecayMode::Cautious => 1.0 - lr * rule.weight_decay,
+            WeightDecayMode::Palm => 1.0 - lr * lr * rule.weight_decay,
             WeightDecayMode::L2 => 1.0,
         }),
         l2: match rule.weight_decay_mode {

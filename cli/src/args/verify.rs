@@ -13,7 +13,12 @@ use crate::devices::DeviceName;
 /// reached with them: a JSON file and a safetensors file of the same name beside it. The command takes the
 /// same steps and compares the whole update, relative to its length: a proof that moving a training job here changes
 /// nothing. With --precision bf16 the error must also be as large as the framework's own, within a factor of
-/// two: rounding that is not there is a mistake as well.
+/// two (more for thin matrices): rounding that is not there is a mistake as well.
+///
+/// A case says what its optimizer does: learning rates and momenta step by step, EMA or sum momentum, five kinds of weight
+/// decay, four update scales, a schedule of polynomials, fan-in first, heads, splits and interleaved splits, convolutions,
+/// experts, bf16 parameters, steps without a gradient, where momentum starts. docs/trajectories.md lists every field. A field
+/// that the command does not know is an error.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -28,7 +33,8 @@ Examples:
   muon verify tests/data/torch_adamw.json --json
       AdamW, for a program
 
-Exit codes: 0 every case holds; 1 one does not, or the recording does not read; 2 contradictory options")]
+Exit codes: 0 every case holds; 1 one does not, or the recording does not read; 2 contradictory options, or a field or a value in
+the recording that this command does not know")]
 pub(crate) struct VerifyArgs {
     /// The recording; its tensors are read from the .safetensors file beside it
     #[arg(value_name = "TRAJECTORIES.json")]
@@ -48,7 +54,8 @@ pub(crate) struct VerifyArgs {
     pub(crate) momentum_dtype: ElementName,
 
     /// Largest relative error of an update [default: 1e-12 reference, 1e-4 f32, 5e-3 tf32, 0.02 bf16, 0.004 fp16, at least 0.01
-    /// with bf16 momentum; AdamW 1e-5]
+    /// with bf16 momentum; AdamW 1e-5; more for steep schedules, thin matrices, bf16 parameters and results of a framework
+    /// alone, as docs/trajectories.md says]
     #[arg(long, value_name = "T")]
     pub(crate) tolerance: Option<f64>,
 
@@ -66,6 +73,6 @@ pub(crate) struct VerifyArgs {
 pub(crate) enum AgainstName {
     /// The framework's algorithm in f64 throughout.
     F64,
-    /// The framework's own result, Newton–Schulz in bf16; the distance to f64 is checked as well.
+    /// The framework's own result, Newton–Schulz in bf16; the distance to f64 is checked as well where it is recorded.
     Bf16ns,
 }
