@@ -79,6 +79,12 @@ fn text(diagnosis: &muon_cuda::diagnosis::Diagnosis) -> String {
             device.name,
             device.compute_capability,
         );
+        for product in &device.products {
+            line.push_str(&format!(
+                "\n             cublasLt multiplies {} ({} bytes of workspace, {:.2} waves)",
+                product.precision, product.workspace_bytes, product.waves
+            ));
+        }
         if let Some(problem) = &device.problem {
             line.push_str(&format!("\n             NOT USABLE: {problem}"));
         }
@@ -95,10 +101,18 @@ fn text(diagnosis: &muon_cuda::diagnosis::Diagnosis) -> String {
         line.push_str(&format!("\n             NOT WRITABLE: {problem}"));
     }
     lines.push(line);
-    lines.push(if diagnosis.is_usable() {
-        "The CUDA device can be used.".to_owned()
-    } else {
+    for warning in &diagnosis.warnings {
+        let (variable, value) = (warning.variable, warning.value.escape_debug());
+        lines.push(format!("{:<13}{variable}={value} is set: {}", "warning", warning.effect));
+    }
+    let usable = diagnosis.devices.iter().filter(|device| device.problem.is_none());
+    let usable: Vec<String> = usable.map(|device| format!("cuda:{}", device.ordinal)).collect();
+    lines.push(if !diagnosis.is_usable() {
         "The CUDA device cannot be used; the CPU device can.".to_owned()
+    } else if usable.len() < diagnosis.devices.len() {
+        format!("Of the CUDA devices {} can be used.", usable.join(", "))
+    } else {
+        "The CUDA device can be used.".to_owned()
     });
     lines.join("\n") + "\n"
 }

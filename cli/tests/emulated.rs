@@ -221,3 +221,109 @@ fn systems_are_compared_on_the_emulated_device() {
     );
     assert!(ok(here, &args).out.contains("on emulated, bf16"));
 }
+
+/// `muon doctor` where the emulated libraries are those of the machine.
+fn doctor(args: &[&str], variables: &[(&str, &str)]) -> support::Said {
+    let fetched = cuda_emulator::fetch_nvrtc().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let link = |file: &Path, name: &str| {
+        std::os::unix::fs::symlink(file, directory.path().join(name)).unwrap();
+    };
+    let built = Path::new(env!("CARGO_BIN_EXE_muon")).parent().unwrap().join("deps");
+    for (library, names) in [
+        ("libcuda", ["libcuda.so", "libcuda.so.1"]),
+        ("libcublaslt", ["libcublasLt.so", "libcublasLt.so.13"]),
+    ] {
+        let file = built.join(format!("libcuda_emulator_{library}.so"));
+        assert!(file.is_file(), "{file:?} is not built");
+        names.iter().for_each(|name| link(&file, name));
+    }
+    for file in std::fs::read_dir(fetched.cuda_13).unwrap() {
+        let file = file.unwrap().path();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        if name.starts_with("libnvrtc") {
+            link(&file, name);
+        }
+    }
+    let mut command = support::command(Path::new("."), args);
+    command.env("LD_LIBRARY_PATH", directory.path());
+    command.env("MUON_CUDA_CACHE_DIR", "");
+    command.envs(variables.iter().copied());
+    support::said(command.output().unwrap())
+}
+
+#[test]
+fn the_doctor_tries_every_device_as_the_optimizer_would() {
+    let well = doctor(&["doctor"], &[]);
+    assert_eq!((well.code, well.err.as_str()), (Some(0), ""), "{}", well.out);
+    for part in ["cublasLt multiplies bf16 (", "cublasLt multiplies f32 ("] {
+        assert!(well.out.contains(part), "{}", well.out);
+    }
+    assert!(well.out.ends_with("The CUDA device can be used.\n"), "{}", well.out);
+    assert!(!well.out.contains("warning"), "{}", well.out);
+
+    // A library that makes no handle, as NVIDIA's does on a driver that is not NVIDIA's; one that knows no product of f32; a
+    // device without memory for its workspace; one that is taken.
+    for (fault, parts) in [
+        (
+            "blas_handle:1:1",
+            &["creating a cublasLt handle: cublasLt: CUBLAS_STATUS_NOT_INITIALIZED (1)"][..],
+        ),
+        (
+            "heuristic:2:15",
+            &[
+                "cublasLt multiplies bf16",
+                "product 1024x1024x1024 in f32: choosing an algorithm: cublasLt: CUBLAS_STATUS_NOT_SUPPORTED (15)",
+            ],
+        ),
+        ("alloc:1:2", &["CUDA_ERROR_OUT_OF_MEMORY (2)"]),
+    ] {
+        let found = doctor(&["doctor"], &[("CUDA_EMULATOR_FAIL", fault)]);
+        assert_eq!(found.code, Some(1), "{fault}: {}{}", found.out, found.err);
+        assert!(found.out.contains("NOT USABLE: "), "{fault}: {}", found.out);
+        for part in parts {
+            assert!(found.out.contains(part), "{fault}: {}", found.out);
+        }
+        let hint = found.out.contains("CUBLASLT_LOG_LEVEL=1");
+        assert_eq!(hint, !fault.starts_with("alloc"), "{fault}: {}", found.out);
+        assert!(found.out.ends_with("The CUDA device cannot be used; the CPU device can.\n"));
+    }
+    let found = doctor(
+        &["doctor", "--json"],
+        &[("CUDA_EMULATOR_DEVICES", "h100,a100"), ("CUDA_EMULATOR_FAIL", "blas_handle:1:1")],
+    );
+    let value: serde_json::Value = serde_json::from_str(&found.out).unwrap();
+    assert_eq!((found.code, &value["usable"]), (Some(0), &true.into()), "{value}");
+    assert!(
+        value["devices"][0]["problem"].as_str().unwrap().contains("cublasLt handle"),
+        "{value}"
+    );
+    assert_eq!(value["devices"][1]["problem"], serde_json::Value::Null);
+    assert_eq!(value["devices"][1]["products"][1]["precision"], "f32");
+    let found = doctor(
+        &["doctor"],
+        &[("CUDA_EMULATOR_DEVICES", "h100,a100"), ("CUDA_EMULATOR_FAIL", "blas_handle:1:1")],
+    );
+    assert!(found.out.ends_with("Of the CUDA devices cuda:1 can be used.\n"), "{}", found.out);
+}
+
+#[test]
+fn the_doctor_warns_of_variables_that_change_results() {
+    let variables = [
+        ("NVIDIA_TF32_OVERRIDE", "0"),
+        ("CUBLAS_EMULATE_SINGLE_PRECISION", "1"),
+        ("CUBLAS_BATCH_INVARIANCE_FLAGS", "3\u{1b}[31m"),
+    ];
+    let found = doctor(&["doctor"], &variables);
+    assert_eq!(found.code, Some(0), "{}{}", found.out, found.err);
+    for part in [
+        "warning      NVIDIA_TF32_OVERRIDE=0 is set: ",
+        "warning      CUBLAS_EMULATE_SINGLE_PRECISION=1 is set: ",
+        "warning      CUBLAS_BATCH_INVARIANCE_FLAGS=3\\u{1b}[31m is set: ",
+    ] {
+        assert!(found.out.contains(part), "no `{part}` in\n{}", found.out);
+    }
+    let value: serde_json::Value =
+        serde_json::from_str(&doctor(&["doctor", "--json"], &variables).out).unwrap();
+    assert_eq!(value["warnings"][0]["variable"], "NVIDIA_TF32_OVERRIDE");
+}

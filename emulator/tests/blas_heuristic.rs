@@ -11,7 +11,7 @@ mod seeded;
 
 use std::{ffi::c_void, sync::Arc};
 
-use cuda_emulator::{Class, Emulator};
+use cuda_emulator::{Class, Emulator, Fault, FaultSite};
 use cudarc::{
     cublaslt::{result as lt_result, sys as lt},
     driver::{CudaContext, CudaStream, DevicePtr, sys::CUstreamCaptureMode},
@@ -178,4 +178,49 @@ fn it_fails_while_a_stream_is_captured() {
     drop((problem, stream));
     let found = emulator.finish().unwrap();
     assert_eq!(found.iter().map(|finding| finding.class).collect::<Vec<_>>(), [Class::Capture]);
+}
+
+#[test]
+fn an_attribute_that_is_not_modelled_is_refused_where_it_is_used() {
+    let emulator = Emulator::load(seeded::config(2)).unwrap();
+    let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+    let problem = Problem::new(Type::CUDA_R_16BF, None);
+    let set = |target: i32| {
+        let attribute = lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE;
+        // SAFETY: the descriptor is alive, and the value has the attribute's size.
+        unsafe {
+            lt_result::set_matmul_desc_attribute(
+                problem.desc,
+                attribute,
+                (&raw const target).cast(),
+                4,
+            )
+        }
+    };
+    // cublasLt looks at values when it is asked for an algorithm, and so the emulator does.
+    set(14).unwrap();
+    assert_eq!(problem.ask().map(drop), Err(15));
+    set(-1).unwrap();
+    problem.ask().unwrap();
+    drop((problem, stream));
+    let found = emulator.finish().unwrap();
+    assert_eq!(found.iter().map(|finding| finding.class).collect::<Vec<_>>(), [Class::Unsupported]);
+}
+
+#[test]
+fn the_nth_handle_and_the_nth_heuristic_fail_with_the_chosen_status() {
+    let mut config = seeded::config(2);
+    config.faults = vec![
+        Fault { site: FaultSite::BlasHandle, nth: 2, status: 1 },
+        Fault { site: FaultSite::Heuristic, nth: 2, status: 15 },
+    ];
+    let emulator = Emulator::load(config).unwrap();
+    let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+    let problem = Problem::new(Type::CUDA_R_16BF, None);
+    assert_eq!(lt_result::create_handle().map_err(|e| e.0 as i32), Err(1));
+    problem.ask().unwrap();
+    assert_eq!(problem.ask().map(drop), Err(15));
+    problem.ask().unwrap();
+    drop((problem, stream));
+    assert_eq!(emulator.finish().unwrap(), []);
 }

@@ -7,6 +7,8 @@
 )]
 #![allow(unsafe_code, reason = "the cuBLAS C API is unsafe")]
 
+#[path = "blas_refusals/answers.rs"]
+mod answers;
 mod seeded;
 
 use std::ffi::c_void;
@@ -118,25 +120,39 @@ fn the_nth_call_fails_with_the_chosen_status() {
 
 /// D = A · B + C in bf16 through cublasLt, with the four matrices at these slots of a buffer.
 fn matmul(slots: [u64; 4]) -> (bool, Vec<Class>) {
-    matmul_at(slots, 0)
+    matmul_at(slots, 0, None)
 }
 
-/// The same with A `shift` bytes further.
-fn matmul_at(slots: [u64; 4], shift: u64) -> (bool, Vec<Class>) {
+/// The same with A `shift` bytes further, or for two matrices with A, B, C and D this many elements apart.
+fn matmul_at(slots: [u64; 4], shift: u64, stride: Option<i64>) -> (bool, Vec<Class>) {
     let emulator = Emulator::load(seeded::config(2)).unwrap();
     let ctx = CudaContext::new(0).unwrap();
     let stream = ctx.new_stream().unwrap();
     let matrix = (2 * SIDE * SIDE) as u64;
     let one = 1.0_f32;
-    // SAFETY: the buffer holds four matrices; overlaps are what the test is about.
+    // SAFETY: the buffer holds twelve matrices; overlaps are what the test is about.
     let done = unsafe {
-        let buffer = result::malloc_sync(4 * matrix as usize).unwrap();
-        result::memset_d8_sync(buffer, 0, 4 * matrix as usize).unwrap();
+        let buffer = result::malloc_sync(12 * matrix as usize).unwrap();
+        result::memset_d8_sync(buffer, 0, 12 * matrix as usize).unwrap();
         result::ctx::synchronize().unwrap();
         let handle = lt_result::create_handle().unwrap();
         let bf16 = lt::cudaDataType_t::CUDA_R_16BF;
         let layout =
             lt_result::create_matrix_layout(bf16, SIDE as u64, SIDE as u64, SIDE as i64).unwrap();
+        if let Some(stride) = stride {
+            use lt::cublasLtMatrixLayoutAttribute_t as Attribute;
+            let count = 2_i32;
+            for (attribute, value, bytes) in [
+                (Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, (&raw const count).cast(), 4),
+                (
+                    Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                    (&raw const stride).cast::<c_void>(),
+                    8,
+                ),
+            ] {
+                lt_result::set_matrix_layout_attribute(layout, attribute, value, bytes).unwrap();
+            }
+        }
         let desc = lt_result::create_matmul_desc(
             lt::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             lt::cudaDataType_t::CUDA_R_32F,
@@ -180,9 +196,18 @@ fn matmul_at(slots: [u64; 4], shift: u64) -> (bool, Vec<Class>) {
 }
 
 #[test]
+fn every_matrix_of_a_batch_is_as_aligned_as_the_heuristic_was_told() {
+    let slots = [0, 6, 12, 18];
+    let matrix = (SIDE * SIDE) as i64;
+    assert_eq!(matmul_at(slots, 0, Some(matrix + 128)), (true, vec![]));
+    // 16 bytes beyond a multiple of 256, which is what the heuristic assumes by default.
+    assert_eq!(matmul_at(slots, 0, Some(matrix + 8)), (false, vec![Class::Misaligned]));
+}
+
+#[test]
 fn the_output_may_be_c_and_c_may_be_an_input() {
     // An address that is not a multiple of the 256 bytes which the heuristic assumes by default.
-    assert_eq!(matmul_at([0, 2, 4, 6], 2), (false, vec![Class::Misaligned]));
+    assert_eq!(matmul_at([0, 2, 4, 6], 2, None), (false, vec![Class::Misaligned]));
     // Slots count half matrices, so that partial overlaps can be written down.
     assert_eq!(matmul([0, 2, 4, 6]), (true, vec![]));
     assert_eq!(matmul([0, 2, 4, 4]), (true, vec![]));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cudarc::cublaslt::result;
 use cudarc::cublaslt::sys::{
     cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
-    cublasLtMatmulDescAttributes_t as DescAttribute,
+    cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulHeuristicResult_t,
     cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute, cublasLtMatrixLayout_t,
     cublasLtMatrixLayoutAttribute_t as LayoutAttribute, cublasLtReductionScheme_t, cudaDataType,
 };
@@ -50,6 +50,21 @@ pub(super) struct Product {
     pub(super) compute: Compute,
 }
 
+impl Product {
+    /// Bytes to which every operand is aligned at these addresses of A, B, C and D: the largest power of two, 256 at most,
+    /// that divides them and, of a batch, the bytes from one matrix to the next, which its kernels take for as aligned.
+    fn alignment(&self, addresses: [u64; 4]) -> u32 {
+        let mut bits = addresses.iter().fold(LARGEST_ALIGNMENT, |bits, address| bits | address);
+        if self.batch > 1 {
+            let types = [self.input, self.input, self.output];
+            for (stride, dtype) in self.stride.into_iter().zip(types) {
+                bits |= stride as u64 * table::element_bytes(dtype);
+            }
+        }
+        1 << bits.trailing_zeros()
+    }
+}
+
 /// What becomes of the operands of a product on their way to its f32 sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Compute {
@@ -70,9 +85,12 @@ impl Compute {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     product: Product,
-    /// Bytes to which A, B, C and D are aligned.
+    /// Bytes to which A, B, C and D of every matrix of the batch are aligned.
     alignment: u32,
 }
+
+/// What cublasLt assumes of addresses by default, in bytes; more is never promised.
+const LARGEST_ALIGNMENT: u64 = 256;
 
 struct MatmulPlan {
     desc: cublasLtMatmulDesc_t,
@@ -146,8 +164,7 @@ impl Gemm {
                 product.m, product.n, product.k, product.batch
             )
         };
-        // 256 at most: what cublasLt assumes by default.
-        let alignment = 1u32 << (a | b | c | d | 256).trailing_zeros();
+        let alignment = product.alignment([a, b, c, d]);
         let key = Key { product: *product, alignment };
         if !self.plans.contains_key(&key) {
             let plan = self.plan(&key).map_err(|e| e.context(doing()))?;
@@ -188,7 +205,42 @@ impl Gemm {
         Ok(())
     }
 
+    /// What cublasLt says to one square product of such matrices: bytes of workspace, and waves of blocks.
+    ///
+    /// # Errors
+    /// A product that it does not support; a failed library.
+    pub(super) fn ask(&self, precision: Precision) -> Result<(usize, f32)> {
+        const SIDE: usize = 1024;
+        let dtype = table::precision_code(precision);
+        let product = Product {
+            op_a: Op::T,
+            op_b: Op::N,
+            m: SIDE,
+            n: SIDE,
+            k: SIDE,
+            ld: [SIDE; 3],
+            stride: [SIDE * SIDE; 3],
+            batch: 1,
+            input: dtype,
+            output: dtype,
+            compute: Compute::of(precision),
+        };
+        let (_, found) = self
+            .choose(&Key { product, alignment: 256 })
+            .map_err(|e| e.context(format_args!("product {SIDE}x{SIDE}x{SIDE} in {precision}")))?;
+        Ok((found.workspaceSize, found.wavesCount))
+    }
+
     fn plan(&self, key: &Key) -> Result<MatmulPlan> {
+        let (made, found) = self.choose(key)?;
+        let [a, b, c] = made.layouts[..] else {
+            return Err(Error::device("three layouts were made and are not there"));
+        };
+        Ok(made.finish(found.algo, [a, b, c]))
+    }
+
+    /// Describes a product and asks cublasLt for an algorithm.
+    fn choose(&self, key: &Key) -> Result<(Unfinished, cublasLtMatmulHeuristicResult_t)> {
         let p = &key.product;
         let compute = match p.compute {
             Compute::Exact => cublasComputeType_t::CUBLAS_COMPUTE_32F,
@@ -261,10 +313,10 @@ impl Gemm {
             return Err(Error::device("three layouts were made and are not there"));
         };
         // SAFETY: all objects are alive and describe one product.
-        let heuristic =
+        let found =
             unsafe { result::get_matmul_algo_heuristic(self.handle, desc, a, b, c, c, preference) }
                 .map_err(|e| cublas_error(e, "choosing an algorithm"))?;
-        Ok(made.finish(heuristic.algo, [a, b, c]))
+        Ok((made, found))
     }
 }
 

@@ -174,10 +174,16 @@ pub(crate) fn driver() -> Result<Driver> {
     })?;
     let path = found.path("cuInit");
     let shown = path.display();
+    let refused = |call: Call, status| {
+        Err(Error::cuda_unavailable(no_driver(call, status, &shown), Some(status)))
+    };
     let mut version = 0;
     // Without `cuInit` first: the version is known even where there is no device.
-    let status = call_out(&found, "cuDriverGetVersion", &mut version);
-    if status == 0 && version < OLDEST_DRIVER {
+    let status = call_out(&found, Call::Version.name(), &mut version);
+    if status != 0 {
+        return refused(Call::Version, status);
+    }
+    if version < OLDEST_DRIVER {
         return Err(Error::cuda_unavailable(
             format!(
                 "the NVIDIA driver ({shown}) is too old: it supports CUDA {}, needed is {} or newer; \
@@ -188,15 +194,14 @@ pub(crate) fn driver() -> Result<Driver> {
             None,
         ));
     }
-    let status = if status == 0 { init(&found) } else { status };
+    let status = init(&found);
     if status != 0 {
-        return Err(Error::cuda_unavailable(no_init(status, &shown), Some(status)));
+        return refused(Call::Init, status);
     }
     let mut devices = 0;
-    let status = call_out(&found, "cuDeviceGetCount", &mut devices);
+    let status = call_out(&found, Call::Count.name(), &mut devices);
     if status != 0 || devices <= 0 {
-        let status = if status == 0 { NO_DEVICE } else { status };
-        return Err(Error::cuda_unavailable(no_init(status, &shown), Some(status)));
+        return refused(Call::Count, if status == 0 { NO_DEVICE } else { status });
     }
     Ok(Driver { version, devices: usize::try_from(devices).unwrap_or_default(), path })
 }
@@ -290,8 +295,34 @@ fn complete(
 
 const NO_DEVICE: i32 = 100;
 
-/// What to do about a driver that does not start.
-fn no_init(status: i32, path: &dyn std::fmt::Display) -> String {
+/// The calls that show whether there is a driver.
+#[derive(Clone, Copy)]
+enum Call {
+    Version,
+    Init,
+    Count,
+}
+
+impl Call {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Version => "cuDriverGetVersion",
+            Self::Init => "cuInit",
+            Self::Count => "cuDeviceGetCount",
+        }
+    }
+
+    fn failed(self) -> &'static str {
+        match self {
+            Self::Version => "does not say its version",
+            Self::Init => "does not start",
+            Self::Count => "does not count its devices",
+        }
+    }
+}
+
+/// What to do about a driver of which one of the first calls fails.
+fn no_driver(call: Call, status: i32, path: &dyn std::fmt::Display) -> String {
     // Numbers instead of cudarc's enumeration: a newer driver may return one that it does not know.
     match status {
         34 => format!(
@@ -317,8 +348,10 @@ fn no_init(status: i32, path: &dyn std::fmt::Display) -> String {
              (status {status}); install a driver of that version, or take the package away"
         ),
         _ => format!(
-            "the NVIDIA driver ({path}) does not start: cuInit returned {status}; look at \
-             `nvidia-smi` and the system log"
+            "the NVIDIA driver ({path}) {}: {} returned {status}; look at `nvidia-smi` and the \
+             system log",
+            call.failed(),
+            call.name()
         ),
     }
 }
@@ -328,7 +361,7 @@ fn version_text(version: i32) -> String {
 }
 
 fn init(found: &Found) -> c_int {
-    let Some(function) = found.symbol("cuInit") else { return -1 };
+    let Some(function) = found.symbol(Call::Init.name()) else { return -1 };
     // SAFETY: `cuInit` is `CUresult(unsigned)`, and `CUresult` an `int`.
     #[allow(unsafe_code, reason = "a function of the loaded library")]
     let function = unsafe {

@@ -152,6 +152,20 @@ fn a_driver_that_does_not_start() {
 }
 
 #[test]
+fn a_driver_is_reported_with_the_call_that_failed() {
+    for (call, what) in [
+        ("cuDriverGetVersion", "does not say its version"),
+        ("cuDeviceGetCount", "does not count its devices"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        plant_driver(directory.path(), &[(call, "return 999;")]);
+        let found = check_in(directory.path());
+        expect(&found, Some(999), &[&format!("{what}: {call} returned 999"), "nvidia-smi"]);
+        assert!(!found.contains("cuInit"), "{found}");
+    }
+}
+
+#[test]
 fn a_driver_without_a_device() {
     let directory = tempfile::tempdir().unwrap();
     plant_driver(directory.path(), &[("cuDeviceGetCount", "*a = 0; return 0;")]);

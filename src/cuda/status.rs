@@ -11,6 +11,9 @@ use cudarc::driver::sys::CUresult;
 
 use crate::error::Error;
 
+/// How to learn why cublasLt refuses.
+const LOG_HINT: &str = "run again with CUBLASLT_LOG_LEVEL=1 in the environment: cublasLt then writes its reason to standard output";
+
 /// A failed driver call; `doing` names the operation.
 pub(crate) fn driver_error(error: DriverError, doing: impl Display) -> Error {
     let status = error.0;
@@ -42,15 +45,17 @@ pub(crate) fn driver_error(error: DriverError, doing: impl Display) -> Error {
     )
 }
 
-/// A failed cublasLt call; `doing` names the operation.
+/// A failed cublasLt call; `doing` names the operation. Its reasons cublasLt says in its log alone.
 pub(crate) fn cublas_error(error: CublasError, doing: impl Display) -> Error {
     use cudarc::cublaslt::sys::cublasStatus_t;
     let status = error.0;
     let number = i32::try_from(status as u32).unwrap_or(i32::MAX);
+    let out_of_memory = status == cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED;
+    let room = if out_of_memory { "; free device memory" } else { "" };
     Error::cuda(
-        format!("{doing}: cublasLt: {status:?} ({number})"),
+        format!("{doing}: cublasLt: {status:?} ({number}){room}; {LOG_HINT}"),
         number,
-        status == cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED,
+        out_of_memory,
     )
 }
 
@@ -76,7 +81,13 @@ mod tests {
         assert!(error.to_string().contains("start it anew"));
         let error = cublas_error(CublasError(cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED), "x");
         assert!(error.is_out_of_memory() && error.cuda_status() == Some(3));
+        assert!(error.to_string().contains("free device memory"), "{error}");
         let error = cublas_error(CublasError(cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED), "x");
         assert!(!error.is_out_of_memory() && error.cuda_status() == Some(15));
+        assert_eq!(
+            error.to_string(),
+            "x: cublasLt: CUBLAS_STATUS_NOT_SUPPORTED (15); run again with CUBLASLT_LOG_LEVEL=1 in the \
+             environment: cublasLt then writes its reason to standard output"
+        );
     }
 }

@@ -13,7 +13,7 @@ use crate::recipe::{Iterate, Op, Small};
 
 /// Allocations of a bucket start at multiples of this many bytes, which is what cublasLt assumes.
 const ALIGNMENT: usize = 256;
-/// Matrices start at multiples of this many elements, so that packs are aligned.
+/// Matrices start at multiples of this many elements: 16 bytes of 16 bit, so that packs are aligned, and as cublasLt's kernels ask.
 const PADDING: usize = 8;
 
 /// Workspace of one plan on the device.

@@ -9,12 +9,14 @@ use muon_cuda::{
 use crate::device::{Offset, Session, only_on_the_emulator};
 use crate::support::Random;
 
-/// `CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES`, `CUDA_ERROR_OUT_OF_MEMORY`, `CUBLAS_STATUS_EXECUTION_FAILED`, `CUDA_ERROR_INVALID_VALUE`:
-/// none of them ends the context when a call returns it.
-const PASSING: [(FaultSite, i32); 4] = [
+/// `CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES`, `CUDA_ERROR_OUT_OF_MEMORY`, `CUBLAS_STATUS_EXECUTION_FAILED`, `…_NOT_INITIALIZED`,
+/// `…_NOT_SUPPORTED`, `CUDA_ERROR_INVALID_VALUE`: none of them ends the context when a call returns it.
+const PASSING: [(FaultSite, i32); 6] = [
     (FaultSite::Launch, 701),
     (FaultSite::Allocation, 2),
     (FaultSite::Blas, 13),
+    (FaultSite::BlasHandle, 1),
+    (FaultSite::Heuristic, 15),
     (FaultSite::Copy, 1),
 ];
 
@@ -105,6 +107,15 @@ fn every_failed_call_is_an_error_that_leaves_whole_steps_or_says_which_are_torn(
         let mut passed = 0;
         for nth in 1.. {
             let Some(result) = with_fault(site, nth, status, 3) else { continue };
+            let error = match &result {
+                Err(e) => Some(e.to_string()),
+                Ok(outcome) => outcome.error.clone(),
+            };
+            let of_cublas_lt =
+                [FaultSite::Blas, FaultSite::BlasHandle, FaultSite::Heuristic].contains(&site);
+            if let Some(error) = error.filter(|_| of_cublas_lt) {
+                assert!(error.contains("CUBLASLT_LOG_LEVEL=1"), "{site:?} {nth}: {error}");
+            }
             match result {
                 // Making the optimizer failed: an error, and nothing exists.
                 Err(e) => assert!(!e.to_string().is_empty()),

@@ -13,6 +13,7 @@
 //! | convolutions are left out without a word | WatChMaL | `convolutions_and_heads_are_stepped_as_on_the_cpu` |
 //! | state is cast when it is loaded | OpenTau | `restored_state_has_its_bits_and_its_dtype` |
 //! | the rate is read once, when a graph is captured | burn, dion | `graph::replays_with_changing_rates_and_addresses_are_the_eager_steps` |
+//! | an alignment is promised that the second matrix of a batch does not have | ours | `every_matrix_of_a_batch_is_as_aligned_as_cublaslt_is_told` |
 //! | results change when a handle's workspace is shared between streams | cuBLAS under PyTorch | `two_optimizers_on_two_streams_have_a_workspace_each` |
 
 use std::num::NonZeroUsize;
@@ -541,4 +542,27 @@ fn the_default_precision_is_bf16_here_and_f32_on_the_cpu() {
         assert_eq!(cpu.plan().unwrap().precision(), Precision::F32);
         assert_eq!(cpu.config().precision, Some(Precision::F32));
     });
+}
+
+#[test]
+fn every_matrix_of_a_batch_is_as_aligned_as_cublaslt_is_told() {
+    // 54 elements are padded to 56: 112 bytes of bf16, 224 of f32, 16 and 32 bytes of alignment.
+    for (precision, orthogonalizer) in
+        [(Precision::Bf16, "jordan"), (Precision::F32, "jordan"), (Precision::F32, "nonic3_band12")]
+    {
+        with_device(1, |_| {
+            let config = MuonConfig { precision: Some(precision), ..MuonConfig::default() };
+            let mut muon = muon(config);
+            let group = muon.add_group("hidden", rule(orthogonalizer)).unwrap();
+            let split = Split::FanOut(vec![6, 6, 6]);
+            let id = muon.add_param(group, ParamSpec::new("w", &[18, 9]).split(split)).unwrap();
+            let stream = stream(&muon);
+            let mut random = Random::new(5);
+            let mut p = Offset::new(&stream, &random.normals(162), 0);
+            let g = Offset::new(&stream, &random.normals(162), 0);
+            muon.step(&StepOptions::default(), &mut [StepTensor::new(id, p.param(), g.grad())])
+                .unwrap();
+            muon.synchronize().unwrap();
+        });
+    }
 }

@@ -12,10 +12,16 @@ use std::ffi::c_int;
 
 use cuda_emulator::{forward, unsupported};
 
-/// The library version: 13.0.
+/// The library version: 13.10.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtGetVersion() -> usize {
-    130_000
+    131_000
+}
+
+/// The version of the CUDA runtime in the library: 13.0.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasLtGetCudartVersion() -> usize {
+    13_000
 }
 
 forward! {
@@ -39,7 +45,7 @@ forward! {
 
 unsupported! {
     cublasLtEmulationDescCreate cublasLtEmulationDescDestroy cublasLtEmulationDescGetAttribute
-    cublasLtEmulationDescInit_internal cublasLtEmulationDescSetAttribute cublasLtGetCudartVersion
+    cublasLtEmulationDescInit_internal cublasLtEmulationDescSetAttribute
     cublasLtGetProperty cublasLtGetStatusName cublasLtGetStatusString
     cublasLtGroupedMatrixLayoutCreate cublasLtGroupedMatrixLayoutInit_internal
     cublasLtHeuristicsCacheGetCapacity cublasLtHeuristicsCacheSetCapacity

@@ -52,11 +52,12 @@ blas_entries! {
     cuda_emulator_cublasGetSmCountTarget(handle: u64, count: Out<c_int>) {
         give(count, rt(|rt| rt.blas_setting(handle, "SM count target", None))?)
     }
-    cuda_emulator_cublasGetVersion_v2(_handle: u64, version: Out<c_int>) { give(version, 130_000) }
+    cuda_emulator_cublasGetVersion_v2(_handle: u64, version: Out<c_int>) { give(version, 131_000) }
     cuda_emulator_cublasGetProperty(property: c_int, value: Out<c_int>) {
         let found = match property {
             0 => 13,
-            1 | 2 => 0,
+            1 => 10,
+            2 => 0,
             _ => return Err(INVALID),
         };
         give(value, found)

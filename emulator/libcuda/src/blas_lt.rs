@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use cuda_emulator::blas::{BlasOutcome, BlasStatus, LtAttribute, Matmul};
+use cuda_emulator::blas::{BlasOutcome, LtAttribute, Matmul};
 
 use crate::{
     abi::{In, Out, blas_entries, rt},
@@ -56,20 +56,26 @@ fn get(
     Ok(())
 }
 
-blas_entries! {
-    cuda_emulator_cublasLtCreate(handle: Out<u64>) {
-        rt(|rt| rt.current_context()).map_err(|_| BlasStatus::NOT_INITIALIZED)?;
-        give(handle, rt(|rt| rt.lt_create(LtAttribute::Handle))?)
+/// Makes an object with these attributes, where there is a place for it.
+fn make(place: Out<u64>, kind: LtAttribute, attributes: &[(c_int, &[u8])]) -> BlasOutcome<()> {
+    if place.raw().is_null() {
+        return Err(INVALID);
     }
+    let made = rt(|rt| {
+        let made = rt.lt_create(kind)?;
+        for (attribute, value) in attributes {
+            rt.lt_set(kind, made, *attribute, value)?;
+        }
+        Ok(made)
+    })?;
+    give(place, made)
+}
+
+blas_entries! {
+    cuda_emulator_cublasLtCreate(handle: Out<u64>) { make(handle, LtAttribute::Handle, &[]) }
     cuda_emulator_cublasLtDestroy(handle: u64) { rt(|rt| rt.lt_destroy(LtAttribute::Handle, handle)) }
     cuda_emulator_cublasLtMatmulDescCreate(desc: Out<u64>, compute: c_int, scale: c_int) {
-        let made = rt(|rt| {
-            let made = rt.lt_create(LtAttribute::Desc)?;
-            rt.lt_set(LtAttribute::Desc, made, 0, &compute.to_le_bytes())?;
-            rt.lt_set(LtAttribute::Desc, made, 1, &scale.to_le_bytes())?;
-            Ok(made)
-        })?;
-        give(desc, made)
+        make(desc, LtAttribute::Desc, &[(0, &compute.to_le_bytes()), (1, &scale.to_le_bytes())])
     }
     cuda_emulator_cublasLtMatmulDescDestroy(desc: u64) { rt(|rt| rt.lt_destroy(LtAttribute::Desc, desc)) }
     cuda_emulator_cublasLtMatmulDescSetAttribute(desc: u64, attribute: c_int, value: *const c_void, size: usize) {
@@ -79,16 +85,9 @@ blas_entries! {
         get(LtAttribute::Desc, desc, attribute, value, size, written)
     }
     cuda_emulator_cublasLtMatrixLayoutCreate(layout: Out<u64>, dtype: c_int, rows: u64, cols: u64, ld: i64) {
-        let made = rt(|rt| {
-            let made = rt.lt_create(LtAttribute::Layout)?;
-            rt.lt_set(LtAttribute::Layout, made, 0, &dtype.to_le_bytes())?;
-            rt.lt_set(LtAttribute::Layout, made, 2, &rows.to_le_bytes())?;
-            rt.lt_set(LtAttribute::Layout, made, 3, &cols.to_le_bytes())?;
-            rt.lt_set(LtAttribute::Layout, made, 4, &ld.to_le_bytes())?;
-            rt.lt_set(LtAttribute::Layout, made, 5, &1_i32.to_le_bytes())?;
-            Ok(made)
-        })?;
-        give(layout, made)
+        let (dtype, rows, cols, ld) =
+            (dtype.to_le_bytes(), rows.to_le_bytes(), cols.to_le_bytes(), ld.to_le_bytes());
+        make(layout, LtAttribute::Layout, &[(0, &dtype), (2, &rows), (3, &cols), (4, &ld)])
     }
     cuda_emulator_cublasLtMatrixLayoutDestroy(layout: u64) {
         rt(|rt| rt.lt_destroy(LtAttribute::Layout, layout))
@@ -100,7 +99,7 @@ blas_entries! {
         get(LtAttribute::Layout, layout, attribute, value, size, written)
     }
     cuda_emulator_cublasLtMatmulPreferenceCreate(preference: Out<u64>) {
-        give(preference, rt(|rt| rt.lt_create(LtAttribute::Preference))?)
+        make(preference, LtAttribute::Preference, &[])
     }
     cuda_emulator_cublasLtMatmulPreferenceDestroy(preference: u64) {
         rt(|rt| rt.lt_destroy(LtAttribute::Preference, preference))
@@ -115,7 +114,6 @@ blas_entries! {
         if wanted < 1 || results.raw().is_null() {
             return Err(INVALID);
         }
-        rt(|rt| rt.lt_workspace_limit(preference))?;
         match rt(|rt| rt.lt_heuristic(handle, desc, [a, b, c, d], preference)) {
             Ok(algorithm) => {
                 let mut words = [0; 8];

@@ -65,9 +65,10 @@ impl Runtime {
     /// `cublasCreate`.
     ///
     /// # Errors
-    /// `NOT_INITIALIZED` without a usable context.
+    /// `NOT_INITIALIZED` without a usable context; an injected status.
     pub fn blas_create(&mut self) -> BlasOutcome<u64> {
         let context = self.current_context().map_err(|_| BlasStatus::NOT_INITIALIZED)?;
+        self.blas_inject(FaultSite::BlasHandle)?;
         let handle = self.handles.make(Kind::Blas);
         self.blas.handles.insert(
             handle,
@@ -270,6 +271,14 @@ impl Runtime {
         self.submit_product(stream, name, product)
     }
 
+    /// Fails the chosen call of a kind.
+    pub(super) fn blas_inject(&mut self, site: FaultSite) -> BlasOutcome<()> {
+        match self.inject(site) {
+            Ok(None) => Ok(()),
+            Ok(Some(code)) | Err(Status(code)) => Err(BlasStatus(code)),
+        }
+    }
+
     pub(super) fn submit_product(
         &mut self,
         stream: u64,
@@ -281,8 +290,8 @@ impl Runtime {
             _ => BlasStatus::EXECUTION_FAILED,
         })?;
         let capturing = self.streams[&stream].capture.is_some();
-        if !capturing && let Err(Status(code)) | Ok(Some(code)) = self.inject(FaultSite::Blas) {
-            return Err(BlasStatus(code));
+        if !capturing {
+            self.blas_inject(FaultSite::Blas)?;
         }
         self.enqueue(stream, name, Work::Product(product.into()), None)
             .map_err(|_| BlasStatus::EXECUTION_FAILED)?;

@@ -8,7 +8,7 @@ use super::{
     classic::product_types,
     product::{Group, Item, Items, Product, Scalar, View},
 };
-use crate::runtime::{Class, Kind, Runtime, Span};
+use crate::runtime::{Class, FaultSite, Kind, Runtime, Span};
 
 /// A cublasLt object; attributes are kept as the bytes the program set.
 #[derive(Clone, Debug, Default)]
@@ -37,20 +37,50 @@ pub enum LtAttribute {
 }
 
 impl LtAttribute {
-    /// Size in bytes of an attribute; `None` for one that is not modelled.
-    fn size(self, attribute: i32) -> Option<usize> {
-        match (self, attribute) {
-            (LtAttribute::Desc, 0..=7) => Some(4),
-            // Accepted because it changes nothing here: SM count target, fast accumulation.
-            (LtAttribute::Desc, 15) => Some(4),
-            (LtAttribute::Desc, 25) => Some(1),
-            (LtAttribute::Layout, 0 | 1 | 5) => Some(4),
-            (LtAttribute::Layout, 2..=4 | 6) => Some(8),
-            (LtAttribute::Preference, 0 | 3 | 5..=11) => Some(4),
-            (LtAttribute::Preference, 1 | 12) => Some(8),
-            _ => None,
+    /// Bytes of an attribute and its value before it is set, in cublasLt 13.10; `None` for a number that it does not know.
+    ///
+    /// What a call that makes an object sets has no default that shows.
+    fn known(self, attribute: i32) -> Option<(usize, i64)> {
+        use LtAttribute::{Desc, Handle, Layout, Preference};
+        Some(match (self, attribute) {
+            (Desc, 0) => (4, 68),
+            (Desc, 6) => (4, 2),
+            (Desc, 7) => (4, 1),
+            (Desc, 22 | 26) => (4, -1),
+            (Desc, 25) => (1, 0),
+            (Desc, 41) => (4, 32768),
+            (Desc, 1..=5 | 15 | 16 | 31..=35 | 37) => (4, 0),
+            (Desc, 8 | 10..=14 | 17..=21 | 23 | 24 | 36 | 38..=40) => (8, 0),
+            (Layout, 5) => (4, 1),
+            (Layout, 0 | 1 | 8 | 12 | 13) => (4, 0),
+            (Layout, 2..=4 | 6 | 7 | 9..=11) => (8, 0),
+            (Preference, REDUCTION_SCHEMES) => (4, 7),
+            (Preference, 5..=8) => (4, 256),
+            (Preference, 12) => (8, -1),
+            (Preference, 0 | 9) => (4, 0),
+            (Preference, 1 | 13..=15) => (8, 0),
+            (Handle | Desc | Layout | Preference, _) => return None,
+        })
+    }
+
+    /// Whether another value than the default is carried out, or changes nothing here: the target number of processors,
+    /// fast accumulation, the limits on the search. Any other is refused where the object is used.
+    fn is_modelled(self, attribute: i32) -> bool {
+        match self {
+            LtAttribute::Handle => false,
+            LtAttribute::Desc => matches!(attribute, 0..=7 | 15 | 25),
+            LtAttribute::Layout => matches!(attribute, 0..=6),
+            LtAttribute::Preference => matches!(attribute, 0..=9 | 12),
         }
     }
+}
+
+/// A value in the bytes of an attribute, sign-extended.
+fn number_of(bytes: &[u8]) -> i64 {
+    let mut raw = [0; 8];
+    raw[..bytes.len()].copy_from_slice(bytes);
+    let unused = 64 - 8 * bytes.len() as u32;
+    i64::from_le_bytes(raw) << unused >> unused
 }
 
 /// The arguments of `cublasLtMatmul`.
@@ -78,6 +108,8 @@ pub struct Matmul {
 const ALGORITHM: u64 = 0x4D55_4F4E_0000_0001;
 /// Marks one that splits the inner dimension and adds the parts in D's type.
 const SPLIT_ALGORITHM: u64 = 0x4D55_4F4E_0000_0002;
+/// `CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES`.
+const MAX_WORKSPACE: i32 = 1;
 /// `CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK`. The default is all schemes, 7.
 const REDUCTION_SCHEMES: i32 = 3;
 /// `CUBLASLT_REDUCTION_SCHEME_INPLACE` and `CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE`: parts are kept in the type of D.
@@ -99,8 +131,12 @@ impl Runtime {
     /// Makes a cublasLt object.
     ///
     /// # Errors
-    /// None today; the signature is that of the entry points.
+    /// For a handle, `NOT_INITIALIZED` without a usable context, and an injected status.
     pub fn lt_create(&mut self, kind: LtAttribute) -> BlasOutcome<u64> {
+        if kind == LtAttribute::Handle {
+            self.current_context().map_err(|_| BlasStatus::NOT_INITIALIZED)?;
+            self.blas_inject(FaultSite::BlasHandle)?;
+        }
         let handle = self.handles.make(Kind::Blas);
         self.blas
             .lt
@@ -122,20 +158,37 @@ impl Runtime {
         self.blas.lt.objects.get_mut(&object).ok_or(BlasStatus::INVALID_VALUE)
     }
 
-    /// Destroys a cublasLt object.
+    /// The handle of a call that asks for a product or does it.
+    fn lt_handle(&mut self, handle: u64, operation: &str) -> BlasOutcome<()> {
+        let found = self.lt_object(LtAttribute::Handle, handle, operation).map(drop);
+        found.map_err(|status| if handle == 0 { BlasStatus::NOT_INITIALIZED } else { status })
+    }
+
+    /// Destroys a cublasLt object. Null is one already, unless it is to be a handle.
     ///
     /// # Errors
     /// `INVALID_VALUE` for one that is gone.
     pub fn lt_destroy(&mut self, kind: LtAttribute, object: u64) -> BlasOutcome<()> {
+        if object == 0 && kind != LtAttribute::Handle {
+            return Ok(());
+        }
         self.lt_object(kind, object, "cublasLt destroy")?;
         self.blas.lt.objects.remove(&object);
         Ok(())
     }
 
-    /// Sets an attribute from the bytes the program passed.
+    /// The size and default of an attribute.
+    fn lt_known(&mut self, kind: LtAttribute, attribute: i32) -> BlasOutcome<(usize, i64)> {
+        kind.known(attribute).ok_or_else(|| {
+            let message = format!("cublasLt 13.10 has no {kind:?} attribute {attribute}");
+            self.blas_refuse(Class::InvalidArgument, "cublasLt attribute", message)
+        })
+    }
+
+    /// Sets an attribute from the bytes the program passed. Their value is looked at when the object is used, as cublasLt does.
     ///
     /// # Errors
-    /// `INVALID_VALUE` for a wrong size, `NOT_SUPPORTED` for an attribute that is not modelled.
+    /// `INVALID_VALUE` for a wrong size, an attribute that there is not, or an object that is gone.
     pub fn lt_set(
         &mut self,
         kind: LtAttribute,
@@ -143,73 +196,59 @@ impl Runtime {
         attribute: i32,
         value: &[u8],
     ) -> BlasOutcome<()> {
-        self.lt_object(kind, object, "cublasLt set attribute")?;
-        let Some(size) = kind.size(attribute) else {
-            return Err(self.blas_unsupported(&format!("cublasLt {kind:?} attribute {attribute}")));
-        };
+        let name = "cublasLt set attribute";
+        self.lt_object(kind, object, name)?;
+        let (size, _) = self.lt_known(kind, attribute)?;
         if value.len() != size {
             let message =
                 format!("{kind:?} attribute {attribute} has {size} bytes, not {}", value.len());
-            return Err(self.blas_refuse(
-                Class::InvalidArgument,
-                "cublasLt set attribute",
-                message,
-            ));
+            return Err(self.blas_refuse(Class::InvalidArgument, name, message));
         }
-        self.lt_object(kind, object, "cublasLt set attribute")?
-            .attributes
-            .insert(attribute, value.to_vec());
+        self.lt_object(kind, object, name)?.attributes.insert(attribute, value.to_vec());
         Ok(())
     }
 
-    /// The bytes of an attribute that was set, zeros otherwise.
+    /// The bytes of an attribute: those that were set, or its default.
     ///
     /// # Errors
-    /// `INVALID_VALUE`, `NOT_SUPPORTED`.
+    /// `INVALID_VALUE` for an attribute that there is not, or an object that is gone.
     pub fn lt_get(
         &mut self,
         kind: LtAttribute,
         object: u64,
         attribute: i32,
     ) -> BlasOutcome<Vec<u8>> {
-        let Some(size) = kind.size(attribute) else {
-            return Err(self.blas_unsupported(&format!("cublasLt {kind:?} attribute {attribute}")));
-        };
+        let (size, default) = self.lt_known(kind, attribute)?;
         let found = self.lt_object(kind, object, "cublasLt get attribute")?;
-        Ok(found.attributes.get(&attribute).cloned().unwrap_or_else(|| vec![0; size]))
+        let set = found.attributes.get(&attribute).cloned();
+        Ok(set.unwrap_or_else(|| default.to_le_bytes()[..size].to_vec()))
     }
 
-    fn lt_number(
-        &mut self,
-        kind: LtAttribute,
-        object: u64,
-        attribute: i32,
-        default: i64,
-    ) -> BlasOutcome<i64> {
+    fn lt_number(&mut self, kind: LtAttribute, object: u64, attribute: i32) -> BlasOutcome<i64> {
+        self.lt_get(kind, object, attribute).map(|bytes| number_of(&bytes))
+    }
+
+    /// Refuses an object with an attribute that is not modelled and has another value than its default.
+    fn lt_modelled(&mut self, kind: LtAttribute, object: u64) -> BlasOutcome<()> {
         let found = self.lt_object(kind, object, "cublasLtMatmul")?;
-        let Some(bytes) = found.attributes.get(&attribute) else { return Ok(default) };
-        let mut raw = [0; 8];
-        raw[..bytes.len()].copy_from_slice(bytes);
-        let value = i64::from_le_bytes(raw);
-        Ok(if bytes.len() == 4 { i64::from(value as i32) } else { value })
-    }
-
-    /// The workspace a preference allows, in bytes.
-    ///
-    /// # Errors
-    /// `INVALID_VALUE`.
-    pub fn lt_workspace_limit(&mut self, preference: u64) -> BlasOutcome<u64> {
-        Ok(self.lt_number(LtAttribute::Preference, preference, 1, 0)? as u64)
+        let unknown = found.attributes.iter().find(|(attribute, bytes)| {
+            let default = kind.known(**attribute).map(|(_, default)| default);
+            !kind.is_modelled(**attribute) && Some(number_of(bytes)) != default
+        });
+        let Some((attribute, _)) = unknown else { return Ok(()) };
+        let what = format!("cublasLt {kind:?} attribute {attribute}");
+        Err(self.blas_unsupported(&what))
     }
 
     fn lt_layout(&mut self, layout: u64, what: &str) -> BlasOutcome<Layout> {
-        let number = |runtime: &mut Self, attribute, default| {
-            runtime.lt_number(LtAttribute::Layout, layout, attribute, default)
+        self.lt_modelled(LtAttribute::Layout, layout)?;
+        let number = |runtime: &mut Self, attribute| {
+            runtime.lt_number(LtAttribute::Layout, layout, attribute)
         };
-        let code = number(self, 0, 0)? as i32;
-        let order = number(self, 1, 0)?;
-        let (rows, cols, ld) = (number(self, 2, 0)?, number(self, 3, 0)?, number(self, 4, 0)?);
-        let (batch, stride) = (number(self, 5, 1)?, number(self, 6, 0)?);
+        let code = number(self, 0)? as i32;
+        let order = number(self, 1)?;
+        let (rows, cols, ld) = (number(self, 2)?, number(self, 3)?, number(self, 4)?);
+        let (batch, stride) = (number(self, 5)?, number(self, 6)?);
         let Some(dtype) = Dtype::from_cuda(code) else {
             return Err(self.blas_unsupported(&format!("a cublasLt layout of cudaDataType {code}")));
         };
@@ -245,19 +284,19 @@ impl Runtime {
         layouts: [u64; 4],
     ) -> BlasOutcome<(Group, [Layout; 4], Dtype)> {
         let name = "cublasLtMatmul";
-        let number = |runtime: &mut Self, attribute, default| {
-            runtime.lt_number(LtAttribute::Desc, desc, attribute, default)
-        };
-        let compute = number(self, 0, 68)? as i32;
-        let epilogue = number(self, 7, 1)?;
+        self.lt_modelled(LtAttribute::Desc, desc)?;
+        let number =
+            |runtime: &mut Self, attribute| runtime.lt_number(LtAttribute::Desc, desc, attribute);
+        let compute = number(self, 0)? as i32;
+        let epilogue = number(self, 7)?;
         if epilogue != 1 {
             return Err(self.blas_unsupported(&format!("cublasLt epilogue {epilogue}")));
         }
-        if number(self, 5, 0)? != 0 || number(self, 6, 2)? != 2 {
+        if number(self, 5)? != 0 || number(self, 6)? != 2 {
             return Err(self.blas_unsupported("cublasLt with a transposed C or a fill mode"));
         }
-        let scale = number(self, 1, 0)? as i32;
-        let trans = [number(self, 3, 0)?, number(self, 4, 0)?];
+        let scale = number(self, 1)? as i32;
+        let trans = [number(self, 3)?, number(self, 4)?];
         let mut decoded =
             [Layout { view: View::column_major(Dtype::F32, 1, 1, 1), batch: 1, stride: 0 }; 4];
         for ((slot, layout), what) in decoded.iter_mut().zip(layouts).zip(["A", "B", "C", "D"]) {
@@ -310,7 +349,7 @@ impl Runtime {
     /// schemes out; here it does so whenever it may and it shows, that is where D has 16 bits.
     ///
     /// # Errors
-    /// As [`Runtime::lt_matmul`]; `INTERNAL_ERROR` while the calling thread captures a stream.
+    /// As [`Runtime::lt_matmul`]; `INTERNAL_ERROR` while the calling thread captures a stream; an injected status.
     pub fn lt_heuristic(
         &mut self,
         handle: u64,
@@ -319,36 +358,53 @@ impl Runtime {
         preference: u64,
     ) -> BlasOutcome<[u64; 2]> {
         let name = "cublasLtMatmulAlgoGetHeuristic";
-        self.lt_object(LtAttribute::Handle, handle, name)?;
+        self.lt_handle(handle, name)?;
+        self.blas_inject(FaultSite::Heuristic)?;
         // CUDA 13.3's asks for the context's resources, which a capture forbids; earlier ones do not.
         self.forbid_any_capture(name).map_err(|_| BlasStatus::INTERNAL_ERROR)?;
         let (group, ..) = self.lt_group(desc, layouts)?;
-        let schemes = self.lt_number(LtAttribute::Preference, preference, REDUCTION_SCHEMES, 7)?;
-        let splits = schemes & REDUCTIONS_IN_OUTPUT_TYPE != 0
-            && self.lt_workspace_limit(preference)? > 0
+        self.lt_modelled(LtAttribute::Preference, preference)?;
+        let number = |runtime: &mut Self, attribute| {
+            runtime.lt_number(LtAttribute::Preference, preference, attribute)
+        };
+        let splits = number(self, REDUCTION_SCHEMES)? & REDUCTIONS_IN_OUTPUT_TYPE != 0
+            && number(self, MAX_WORKSPACE)? != 0
             && group.d.dtype.size() == 2
             && group.a.cols >= SPLIT_FROM;
         let mut alignments = 0;
         for index in 0..4 {
-            let attribute = MIN_ALIGNMENT_A + index;
-            let bytes = self.lt_number(LtAttribute::Preference, preference, attribute, 256)?;
+            let bytes = number(self, MIN_ALIGNMENT_A + index)?;
             alignments |= (bytes as u64 & 0xFFFF) << (16 * index);
         }
         Ok([if splits { SPLIT_ALGORITHM } else { ALGORITHM }, alignments])
     }
 
-    /// Checks the addresses of a matmul against what its algorithm was chosen for.
-    fn check_alignment(&mut self, addresses: [u64; 4], alignments: u64) -> BlasOutcome<()> {
+    /// Checks the addresses of a matmul, those of every matrix of a batch, against what its algorithm was chosen for.
+    fn check_alignment(
+        &mut self,
+        addresses: [u64; 4],
+        layouts: &[Layout; 4],
+        alignments: u64,
+    ) -> BlasOutcome<()> {
         let names = ["A", "B", "C", "D"];
         for (index, (address, what)) in addresses.into_iter().zip(names).enumerate() {
             let wanted = (alignments >> (16 * index) & 0xFFFF).max(1);
-            if !address.is_multiple_of(wanted) {
-                let message = format!(
-                    "{what} at {address:#x} is not a multiple of the {wanted} bytes that the \
-                     heuristic assumed; set CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_{what}_BYTES"
-                );
-                return Err(self.blas_refuse(Class::Misaligned, "cublasLtMatmul", message));
-            }
+            let layout = &layouts[index];
+            let stride = layout.stride.unsigned_abs().wrapping_mul(layout.view.dtype.size());
+            let found = if !address.is_multiple_of(wanted) {
+                format!("{what} at {address:#x} is not")
+            } else if layout.batch > 1 && !stride.is_multiple_of(wanted) {
+                format!(
+                    "the stride of {what}, {stride} bytes from one matrix of the batch to the next, is not"
+                )
+            } else {
+                continue;
+            };
+            let message = format!(
+                "{found} a multiple of the {wanted} bytes that the heuristic assumed; set \
+                 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_{what}_BYTES"
+            );
+            return Err(self.blas_refuse(Class::Misaligned, "cublasLtMatmul", message));
         }
         Ok(())
     }
@@ -362,7 +418,7 @@ impl Runtime {
     /// an injected status, `EXECUTION_FAILED` in a context with an error.
     pub fn lt_matmul(&mut self, call: &Matmul) -> BlasOutcome<()> {
         let name = "cublasLtMatmul";
-        self.lt_object(LtAttribute::Handle, call.handle, name)?;
+        self.lt_handle(call.handle, name)?;
         let (mut group, layouts, scalar) = self.lt_group(call.desc, call.layouts)?;
         let mark = call.algorithm.map_or(ALGORITHM, |algorithm| algorithm[0]);
         if ![ALGORITHM, SPLIT_ALGORITHM].contains(&mark) {
@@ -370,7 +426,7 @@ impl Runtime {
             return Err(self.blas_refuse(Class::InvalidArgument, name, message));
         }
         group.parts_in_output = mark == SPLIT_ALGORITHM;
-        let mode = self.lt_number(LtAttribute::Desc, call.desc, 2, 0)? as i32;
+        let mode = self.lt_number(LtAttribute::Desc, call.desc, 2)? as i32;
         if !(0..=1).contains(&mode) {
             return Err(self.blas_unsupported(&format!("cublasLt pointer mode {mode}")));
         }
@@ -390,7 +446,7 @@ impl Runtime {
         };
         let bases = [call.addresses[0], call.addresses[1], c_base, call.addresses[3]];
         if let Some([_, alignments]) = call.algorithm {
-            self.check_alignment(bases, alignments)?;
+            self.check_alignment(bases, &layouts, alignments)?;
         }
         let items: Vec<Item> = (0..layouts[3].batch)
             .map(|index| {

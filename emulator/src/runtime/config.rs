@@ -53,6 +53,10 @@ pub enum FaultSite {
     Launch,
     /// cuBLAS and cublasLt calls that enqueue a product.
     Blas,
+    /// `cublasCreate` and `cublasLtCreate`.
+    BlasHandle,
+    /// `cublasLtMatmulAlgoGetHeuristic`.
+    Heuristic,
     /// Copies and memsets.
     Copy,
 }
@@ -64,7 +68,7 @@ pub struct Fault {
     pub site: FaultSite,
     /// Which call of this kind fails, counted from 1.
     pub nth: u64,
-    /// The `CUresult` (for [`FaultSite::Blas`] the `cublasStatus_t`) it fails with.
+    /// The `CUresult` (for calls of cuBLAS and cublasLt the `cublasStatus_t`) it fails with.
     ///
     /// A sticky `CUresult` (700, 702, 710, 714–719) on a launch or copy shows where a device
     /// would show it: at the next synchronisation, and from every later call.
@@ -165,7 +169,7 @@ impl Config {
 fn parse_fault(text: &str) -> Result<Fault, String> {
     let wrong = || {
         format!(
-            "`CUDA_EMULATOR_FAIL`: `{text}` is not `site:nth:status` with site alloc, launch, blas or copy"
+            "`CUDA_EMULATOR_FAIL`: `{text}` is not `site:nth:status` with site alloc, launch, blas, blas_handle, heuristic or copy"
         )
     };
     let mut parts = text.trim().splitn(3, ':');
@@ -173,6 +177,8 @@ fn parse_fault(text: &str) -> Result<Fault, String> {
         Some("alloc") => FaultSite::Allocation,
         Some("launch") => FaultSite::Launch,
         Some("blas") => FaultSite::Blas,
+        Some("blas_handle") => FaultSite::BlasHandle,
+        Some("heuristic") => FaultSite::Heuristic,
         Some("copy") => FaultSite::Copy,
         _ => return Err(wrong()),
     };

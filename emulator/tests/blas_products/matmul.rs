@@ -87,6 +87,24 @@ pub(crate) unsafe fn matmul(
         }
         let mut preference = std::ptr::null_mut();
         lt::cublasLtMatmulPreferenceCreate(&raw mut preference).result().unwrap();
+        // Batches have odd strides, so nothing wider than an element is aligned.
+        use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
+        for (attribute, dtype) in [
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, case.input),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, case.input),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, case.output),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, case.output),
+        ] {
+            let bytes = super::size(dtype) as u32;
+            lt::cublasLtMatmulPreferenceSetAttribute(
+                preference,
+                attribute,
+                (&raw const bytes).cast(),
+                4,
+            )
+            .result()
+            .unwrap();
+        }
         let mut heuristic: lt::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
         let mut found = 0;
         lt::cublasLtMatmulAlgoGetHeuristic(
