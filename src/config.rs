@@ -1,5 +1,7 @@
 //! What a user chooses: rules of parameter groups, and what holds for the whole optimizer.
 
+use serde::{Deserialize, Serialize};
+
 use crate::coefficients::{CoefficientSchedule, presets};
 use crate::error::{Error, Result};
 use crate::precision::{Dtype, Precision};
@@ -8,7 +10,8 @@ use crate::symmetric::SymmetricProducts;
 
 /// How the momentum buffer absorbs a gradient. Buffers of the two modes differ by `1/(1−β)` and are not
 /// interchangeable; checkpoints record the mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MomentumMode {
     /// `m ← β·m + (1−β)·g`: PyTorch, KellerJordan/Muon (default).
     #[default]
@@ -18,7 +21,8 @@ pub enum MomentumMode {
 }
 
 /// Whether the direction looks one blend ahead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Nesterov {
     /// Direction `(1−β)·g + β·m` (EMA) or `g + β·m` (sum), `m` already updated (default).
     #[default]
@@ -28,7 +32,8 @@ pub enum Nesterov {
 }
 
 /// How weight decay shrinks a parameter: before the update is added, or, with L2, by way of the gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum WeightDecayMode {
     /// `param·(1 − lr·weight_decay)`, with the unscaled lr (default).
     #[default]
@@ -45,6 +50,9 @@ pub enum WeightDecayMode {
 }
 
 /// What is done to the direction before it becomes the update.
+///
+/// In a file `"identity"`, `"frobenius"`, `"exact_svd"`, the name of a preset such as `"jordan"`, or a table of a `schedule` (a
+/// preset's name, or a table as in [`CoefficientSchedule::from_toml_str`]) and, where wanted, its `iterations`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Orthogonalizer {
     /// Nothing: stochastic gradient descent with momentum.
@@ -87,7 +95,8 @@ impl Orthogonalizer {
 }
 
 /// How a plan evaluates the polynomials of a group.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MethodChoice {
     /// The cheapest method whose rounding error is no loss; see [`crate::Plan`] (default). In f32 its error is at most a
     /// hundredth of the schedule's own distance to the polar factor, in the other precisions near the standard form's.
@@ -100,7 +109,32 @@ pub enum MethodChoice {
 }
 
 /// Hyper-parameters of a group under the Muon rule.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// In a file the names are those of the fields, in lower case; what is absent is the default, and a name that is not
+/// known is an error. Ranges are checked by [`Muon::add_group`](crate::Muon::add_group), as for a rule made by hand.
+///
+/// ```
+/// use muon_cuda::{Cpu, Muon, MuonConfig, MuonRule, Rule};
+///
+/// let rule: Rule = toml::from_str(
+///     r#"
+///     rule = "muon"
+///     lr = 0.03
+///     weight_decay_mode = "cautious"
+///     update_scale = "match_rms_adamw"
+///     orthogonalizer = "jordan"
+///     "#,
+/// )?;
+/// let mut muon = Muon::new(Cpu::new()?, toml::from_str::<MuonConfig>("precision = \"bf16\"")?)?;
+/// muon.add_group("hidden", rule)?;
+///
+/// assert!(toml::from_str::<MuonRule>("learning_rate = 0.03").is_err());
+/// let rule: MuonRule = toml::from_str("momentum = 1.5")?;
+/// assert!(muon.add_group("other", rule).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct MuonRule {
     /// Learning rate, applied to an update of spectral norm ≈ 1 × update scale. Default 0.02 (Jordan).
     pub lr: f64,
@@ -146,7 +180,8 @@ impl Default for MuonRule {
 }
 
 /// Hyper-parameters of a group under the AdamW rule: what is not a hidden matrix.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct AdamWRule {
     /// Learning rate. Default 1e-3 (PyTorch).
     pub lr: f64,
@@ -166,8 +201,9 @@ impl Default for AdamWRule {
     }
 }
 
-/// The rule of a parameter group.
-#[derive(Debug, Clone, PartialEq)]
+/// The rule of a parameter group. In a file a table with `rule = "muon"` or `rule = "adamw"` among its fields.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rule", rename_all = "lowercase")]
 pub enum Rule {
     /// Momentum, orthogonalization, scaled update: for hidden matrices. Boxed: a schedule is large.
     Muon(Box<MuonRule>),
@@ -188,7 +224,8 @@ impl From<AdamWRule> for Rule {
 }
 
 /// What happens to a matrix whose gradient or direction has a NaN or an infinity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NonFinite {
     /// That matrix is skipped: parameter (no decay), momentum and step count stay bit for bit; counted (default).
     #[default]
@@ -226,7 +263,8 @@ pub enum WithoutMuon {
 }
 
 /// How bf16 parameters absorb an update smaller than their spacing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Bf16Params {
     /// An f32 master copy is kept in the state; the parameter is its rounding (default, +4 bytes an element).
     ///
@@ -248,11 +286,13 @@ pub enum Bf16Params {
     Nearest,
 }
 
-/// What holds for the whole optimizer.
-#[derive(Debug, Clone, PartialEq)]
+/// What holds for the whole optimizer. In a file the names are those of the fields, as in [`MuonRule`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct MuonConfig {
     /// What the iterate is stored in. Default the device's own ([`Device::DEFAULT_PRECISION`](crate::Device::DEFAULT_PRECISION)): bf16
     /// on CUDA, f32 on the CPU, and f32 for a plan without a device.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
     /// f32 (default) or bf16.
     pub momentum_dtype: Dtype,

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use half::bf16;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Bf16Params, MomentumMode, Nesterov, WeightDecayMode};
 use crate::error::{Error, Result};
@@ -421,7 +422,8 @@ pub(crate) fn coordinates(mut index: usize, shape: &[usize]) -> Vec<usize> {
 }
 
 /// How often a parameter was stepped and its matrices skipped.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Counters {
     /// Steps in which at least one matrix of the parameter was updated.
     pub steps: u64,

@@ -20,6 +20,7 @@
 //! | change rates and momentum while training, freeze, move | [`Muon::set_scalars`], [`Muon::freeze`], [`Muon::move_param`] |
 //! | stop and resume | [`Muon::checkpoint`], [`Checkpoint`], [`Muon::restore_matching`] |
 //! | check a device or a port | [`mod@reference`], [`verify`] |
+//! | log plans, skips and torn steps | `muon_cuda::trace` (feature `tracing`) |
 //! | know how a result is computed | [`recipe`], and NUMERICS.md in the repository |
 //!
 //! # A step
@@ -64,8 +65,14 @@ pub mod spectrum;
 mod state;
 mod symmetric;
 mod torch_state;
+#[cfg(feature = "tracing")]
+pub mod trace;
+#[cfg(not(feature = "tracing"))]
+mod trace;
 mod transfer;
 pub mod verify;
+#[cfg(test)]
+mod written_tests;
 
 pub use coefficients::{CoefficientSchedule, Normalization, OddPolynomial, Tail};
 pub use config::{
@@ -83,7 +90,7 @@ pub use device::{
     StateRule, StateSpec, StepTensor,
 };
 pub use error::{Error, Result};
-pub use learning_rate::LrSchedule;
+pub use learning_rate::{Decay, LrSchedule};
 pub use optimizer::{
     FoundNonFinite, GroupId, GroupScalars, Muon, ParamId, ParamSpec, StepOptions, StepReport,
 };

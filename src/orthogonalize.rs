@@ -1,5 +1,7 @@
 //! One matrix, orthogonalized on its own: no momentum, no parameter, no learning rate.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{
     MethodChoice, MomentumMode, MuonConfig, MuonRule, Nesterov, NonFinite, Orthogonalizer,
     WeightDecayMode,
@@ -13,11 +15,13 @@ use crate::recipe::{Method, Recipe};
 use crate::shape::{Block, MatrixShape};
 
 /// How a standalone matrix is orthogonalized.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct OrthogonalizeOptions {
     /// Default the schedule a [`MuonRule`] has by default.
     pub orthogonalizer: Orthogonalizer,
     /// What the iterate is stored in. Default the device's own: bf16 on CUDA, f32 on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
     /// Default automatic.
     pub method: MethodChoice,

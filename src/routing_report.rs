@@ -2,11 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::printable::Printable;
 use crate::routing;
 
 /// One line of a routing report.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Route {
     /// The parameter.
     pub name: String,
@@ -15,6 +18,7 @@ pub struct Route {
     /// Its group.
     pub group: String,
     /// The orthogonalizer's name under the Muon rule, `None` under AdamW.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orthogonalizer: Option<String>,
     /// Number of matrices that are orthogonalized one by one.
     pub matrices: usize,
@@ -34,7 +38,8 @@ impl Route {
 }
 
 /// What is orthogonalized and what is not; see [`Muon::routing`](crate::Muon::routing).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RoutingReport {
     /// One entry per parameter, in registration order.
     pub routes: Vec<Route>,

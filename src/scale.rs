@@ -1,5 +1,7 @@
 //! The update scale: the factor on the learning rate that depends on a matrix's shape.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::shape::{Layout, MatrixShape};
 
@@ -7,13 +9,19 @@ use crate::shape::{Layout, MatrixShape};
 ///
 /// An orthogonalized direction has singular values near 1, so its entries shrink as the matrix grows;
 /// the rule decides what is held constant across shapes instead.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum UpdateScale {
     /// `√max(1, fan_out / fan_in)`: Jordan's rule, PyTorch's `original` (default).
+    ///
+    /// The fan_in of a convolution is all that a filter reads, `in · height · width`. KellerJordan/Muon (`muon.py`) divides the last two
+    /// sizes of the gradient instead, which are the kernel's height and width: 1 for square kernels, where this rule
+    /// gives `√(64/27) = 1.54` for `[64, 3, 3, 3]`. The updates there differ by 0.54 of his; [`UpdateScale::None`] steps as he does.
     #[default]
     Original,
     /// `0.2 · √max(fan_out, fan_in)`: the RMS of an AdamW update, so that AdamW's learning rate and decay
     /// carry over (Moonlight; PyTorch's `match_rms_adamw`).
+    #[serde(rename = "match_rms_adamw")]
     MatchRmsAdamW,
     /// `r · √max(fan_out, fan_in)` with this positive `r`: the RMS that [`UpdateScale::MatchRmsAdamW`] sets to 0.2.
     MatchRms(f64),
@@ -34,6 +42,9 @@ impl UpdateScale {
     /// assert_eq!(UpdateScale::Original.factor(shape, Layout::OutIn), 2.0);
     /// assert_eq!(UpdateScale::Original.factor(shape, Layout::InOut), 1.0);
     /// assert_eq!(UpdateScale::MatchRmsAdamW.factor(shape, Layout::OutIn), 6.4);
+    ///
+    /// let conv = MatrixShape { rows: 64, cols: 3 * 3 * 3 };    // [64, 3, 3, 3]
+    /// assert!((UpdateScale::Original.factor(conv, Layout::OutIn) - 1.54).abs() < 0.001);
     /// ```
     #[must_use]
     pub fn factor(self, shape: MatrixShape, layout: Layout) -> f64 {

@@ -3,13 +3,16 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::memory;
 
 /// Which axis of a matrix parameter counts the outputs.
 ///
 /// The update scale depends on it, the memory order does not: data are row-major either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Layout {
     /// `[fan_out, fan_in]`, as PyTorch's and candle's `Linear` store it (default).
     #[default]
@@ -19,7 +22,8 @@ pub enum Layout {
 }
 
 /// Rows and columns of one matrix as it lies in memory, both at least 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MatrixShape {
     /// Number of rows in memory.
     pub rows: usize,
@@ -75,7 +79,8 @@ impl fmt::Display for MatrixShape {
 }
 
 /// How a parameter divides into the matrices that are orthogonalized one by one.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Split {
     /// The parameter is one matrix (default).
     #[default]

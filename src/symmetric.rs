@@ -4,12 +4,15 @@
 //! `p` strips of equal height are `(p + 1)/(2p)` of the FLOPs in `p` calls. Cutting in halves recursively would need
 //! `2^(l+1) − 1` calls for what `2^l` strips need. Every element that is formed is the sum that it was in the full product.
 
+use serde::{Deserialize, Serialize};
+
 use crate::precision::Precision;
 use crate::recipe::{Op, Recipe};
 use crate::shape::MatrixShape;
 
 /// How the CUDA device forms symmetric products. The CPU device forms one triangle whatever this says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SymmetricProducts {
     /// As many strips as a model of shape, number of matrices and precision says, often one (default).
     #[default]

@@ -240,3 +240,24 @@ fn a_grid_marks_the_best_learning_rate() {
     assert_eq!(points.len(), 8);
     assert_eq!(muon(dir.path(), &["train", "--resume", "--out", "grid"]).code, Some(2));
 }
+
+#[test]
+fn a_warmup_stable_decay_schedule_stays_at_its_peak_until_the_last_fifth() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str| {
+        let job =
+            ["--optimizer", "muon", "--schedule", "jordan", "--lr-schedule", name, "--out", name];
+        ok(dir.path(), &tiny(&job));
+        let losses = metrics(&dir.path().join(name))["runs"][0]["batch_losses"].clone();
+        losses.as_array().unwrap().iter().map(|l| l.as_f64().unwrap().to_bits()).collect::<Vec<_>>()
+    };
+    let (wsd, linear) = (run("wsd"), run("linear"));
+    // Both warm up over 4 of 40 steps and step 4 is at the peak; from step 5 on the linear one is below it.
+    assert_eq!(wsd[..=5], linear[..=5]);
+    assert_ne!(wsd[6], linear[6]);
+    let config = fs::read_to_string(dir.path().join("wsd/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["lr_schedule"], "wsd");
+    let refused = muon(dir.path(), &tiny(&["--lr-schedule", "warm"]));
+    assert_eq!(refused.code, Some(2), "{}", refused.err);
+}

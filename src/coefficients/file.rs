@@ -24,24 +24,32 @@ struct Document {
     normalization: NormalizationName,
     safety: Option<Spanned<f64>>,
     #[serde(default)]
-    tail: TailName,
+    tail: Tail,
     coefficients: Vec<Spanned<Vec<f64>>>,
     provenance: Option<Provenance>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum NormalizationName {
+pub(super) enum NormalizationName {
     Frobenius,
     Aol,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "snake_case")]
-enum TailName {
-    #[default]
-    Exact,
-    RepeatLast,
+impl NormalizationName {
+    /// The normalisation with that divisor of the Frobenius norm, 1 if there is none.
+    pub(super) fn with(self, safety: Option<f64>) -> Result<Normalization> {
+        match (self, safety) {
+            (Self::Frobenius, safety) => {
+                Ok(Normalization::Frobenius { safety: safety.unwrap_or(1.0) })
+            }
+            (Self::Aol, None) => Ok(Normalization::Aol),
+            (Self::Aol, Some(_)) => Err(Error::invalid_config(
+                "`safety` divides the Frobenius norm and has no meaning with normalization \"aol\"; \
+                 remove it, or divide the coefficients",
+            )),
+        }
+    }
 }
 
 impl CoefficientSchedule {
@@ -99,29 +107,15 @@ impl CoefficientSchedule {
             .map(|row| OddPolynomial::new(row.get_ref()).context(at(row.span())))
             .collect::<Result<Vec<_>>>()?;
         let safety_span = document.safety.as_ref().map(Spanned::span);
-        let normalization = match (document.normalization, document.safety) {
-            (NormalizationName::Frobenius, safety) => {
-                Normalization::Frobenius { safety: safety.map_or(1.0, Spanned::into_inner) }
-            }
-            (NormalizationName::Aol, None) => Normalization::Aol,
-            (NormalizationName::Aol, Some(safety)) => {
-                return Err(Error::invalid_config(
-                    "`safety` divides the Frobenius norm and has no meaning with normalization \
-                     \"aol\"; remove it, or divide the coefficients",
-                )
-                .context(place(text, &safety.span())));
-            }
-        };
-        let tail = match document.tail {
-            TailName::Exact => Tail::Exact,
-            TailName::RepeatLast => Tail::RepeatLast,
-        };
+        let safety = document.safety.map(Spanned::into_inner);
+        let normalization =
+            document.normalization.with(safety).context(at(safety_span.clone().unwrap_or(0..0)))?;
         let name_span = document.name.span();
         let schedule = Self::new(
             document.name.into_inner(),
             polynomials,
             normalization,
-            tail,
+            document.tail,
             document.source,
         )
         .context(at(safety_span.unwrap_or(name_span)))?;

@@ -10,6 +10,7 @@ pub mod presets;
 mod properties;
 mod roots;
 mod schedule;
+mod written;
 
 pub use factor::NonicFactors;
 pub use generate::{Generator, Provenance};

@@ -1,6 +1,8 @@
 //! A coefficient schedule: one odd polynomial per iteration, with its normalisation, tail rule and
 //! source.
 
+use serde::{Deserialize, Serialize};
+
 use super::{OddPolynomial, Provenance};
 use crate::error::{Error, Result};
 
@@ -19,9 +21,11 @@ pub enum Normalization {
 }
 
 /// What a schedule gives when asked for another number of iterations than it has polynomials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Tail {
-    /// Another number is an error: the polynomials were made for each other.
+    /// Another number is an error: the polynomials were made for each other (default in files).
+    #[default]
     Exact,
     /// The first polynomials, the last one repeated as often as needed.
     RepeatLast,

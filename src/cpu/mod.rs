@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::plan::{Plan, Treatment};
 use crate::precision::{Dtype, Precision};
+use crate::trace;
 
 pub use buffers::{CpuGrad, CpuParamMut};
 #[cfg(feature = "cuda")]
@@ -420,14 +421,21 @@ impl Device for Cpu {
         workspace: &CpuWorkspace,
     ) -> Result<()> {
         let grad_scale = self.grad_scale;
+        // Told by the caller's thread, whose subscriber it is.
+        let mut skipped = Vec::new();
         self.run(|parallel| {
             for job in jobs {
                 let bucket = &plan.buckets()[job.bucket];
                 let slot = &workspace.buckets[job.bucket][job.slot];
                 let (tensor, state) = (&mut tensors[job.tensor], &mut states[job.param]);
+                let before = state.counters.skipped[job.matrix];
                 passes::pass_b(job, bucket, slot, tensor, state, grad_scale, parallel);
+                if state.counters.skipped[job.matrix] > before {
+                    skipped.push((job.param, job.matrix));
+                }
             }
         });
+        skipped.into_iter().for_each(|(param, matrix)| trace::matrix_skipped(param, matrix));
         Ok(())
     }
 
@@ -438,7 +446,12 @@ impl Device for Cpu {
         states: &mut [CpuState],
     ) -> Result<()> {
         for job in jobs {
-            passes::adamw(job, &mut tensors[job.tensor], &mut states[job.param], self.grad_scale);
+            let state = &mut states[job.param];
+            let before = state.counters.skipped[0];
+            passes::adamw(job, &mut tensors[job.tensor], state, self.grad_scale);
+            if state.counters.skipped[0] > before {
+                trace::matrix_skipped(job.param, 0);
+            }
         }
         Ok(())
     }

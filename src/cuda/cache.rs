@@ -17,6 +17,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::nvrtc::Image;
 use super::sources::KernelSource;
+use crate::error::Error;
+use crate::trace;
 
 /// First line of every entry. A change of the format changes it.
 const MAGIC: &str = "muon-cuda kernel 1";
@@ -70,6 +72,11 @@ impl Cache {
         Self(directory(get("MUON_CUDA_CACHE_DIR"), get("XDG_CACHE_HOME"), get("HOME")))
     }
 
+    /// No directory: nothing is kept.
+    pub(crate) fn off() -> Self {
+        Self(None)
+    }
+
     /// A directory of the caller's choice.
     #[cfg(test)]
     pub(crate) fn at(directory: &Path) -> Self {
@@ -103,13 +110,16 @@ impl Cache {
         decode(&entry, key).map(<[u8]>::to_vec)
     }
 
-    /// Keeps an image. A failure is not reported: the cache is an optimisation.
+    /// Keeps an image. A failure is an event and no error: the cache is an optimisation.
     pub(crate) fn put(&self, key: &Key, image: &[u8]) {
         let Some(directory) = &self.0 else { return };
-        if create_private(directory).is_ok() {
-            let entry = encode(image, key);
-            let _unwritable =
-                crate::checkpoint::replace_file(directory.join(&key.file_name), &entry);
+        let made = create_private(directory)
+            .map_err(|e| Error::io(directory, "make the directory of kernels", e));
+        let written = made.and_then(|()| {
+            crate::checkpoint::replace_file(directory.join(&key.file_name), &encode(image, key))
+        });
+        if let Err(error) = written {
+            trace::cache_not_written(directory, &error);
         }
     }
 }

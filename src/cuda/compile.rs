@@ -14,6 +14,7 @@ use super::options::{OLDEST_ARCHITECTURE, options};
 use super::preflight::driver_error;
 use super::sources::{KernelSource, SOURCES};
 use crate::error::{Error, Result};
+use crate::trace;
 
 /// Every entry of `kernels/`, loaded in one context.
 pub(crate) struct Kernels {
@@ -111,18 +112,21 @@ impl Kernels {
         cache: &Cache,
         image: Image,
     ) -> Result<Loaded> {
-        let options = options(&self.architecture.name(image)?);
+        let architecture = self.architecture.name(image)?;
+        let options = options(&architecture);
         let key = Key::new(source, &options, image, self.nvrtc);
         // An undamaged entry that this driver does not take is compiled again, and overwritten.
         if let Some(bytes) = cache.get(&key)
             && let Ok(module) = load_image(context, bytes)?
         {
             self.cached += 1;
+            trace::kernel_cached(source.file, &architecture);
             return Ok(Ok(module));
         }
         self.compiled += 1;
         let name = format!("kernels/{}", source.file);
         let bytes = nvrtc::compile(source.source, &name, &options, image)?;
+        trace::kernel_compiled(source.file, &architecture, bytes.len());
         cache.put(&key, &bytes);
         load_image(context, bytes)
     }

@@ -15,6 +15,7 @@ use crate::device::StepTensor;
 use crate::error::{Error, Result};
 use crate::optimizer::{FoundNonFinite, Muon, StepOptions, StepReport};
 use crate::plan::Treatment;
+use crate::trace;
 
 /// A recorded step; see [`Muon::capture_step`].
 pub struct CapturedStep {
@@ -87,6 +88,7 @@ impl Muon<Cuda> {
         let graph = graph?.ok_or_else(|| Error::device("recording a step gave an empty graph"))?;
         let present = self.present();
         report.untouched = present.iter().filter(|p| !**p).count();
+        trace::captured(&report);
         Ok(CapturedStep {
             graph,
             generation: self.generation(),
@@ -128,6 +130,7 @@ impl Muon<Cuda> {
         }
         if options.found_non_finite == FoundNonFinite::Yes {
             let untouched = captured.present.len();
+            trace::step_skipped(untouched);
             return Ok(StepReport { skipped: true, untouched, ..StepReport::default() });
         }
         self.refuse_without_master().map_err(|e| e.context("replay"))?;
@@ -136,6 +139,7 @@ impl Muon<Cuda> {
             return refuse("tables of the device moved");
         }
         captured.graph.launch().map_err(|e| driver_error(e, "replaying a step"))?;
+        trace::replayed(&captured.report);
         Ok(captured.report)
     }
 

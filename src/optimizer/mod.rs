@@ -12,6 +12,7 @@ use crate::device::{Counters, Device, StateData};
 use crate::error::{Error, Result, ResultExt};
 use crate::plan::{Plan, PlanInput};
 use crate::routing_report::{Route, RoutingReport};
+use crate::trace;
 
 pub use options::{FoundNonFinite, StepOptions, StepReport};
 use param::Group;
@@ -125,6 +126,7 @@ impl<D: Device> Muon<D> {
         });
         let plan = Plan::new(&self.config, inputs)?;
         let workspace = self.device.new_workspace(&plan)?;
+        trace::planned(&plan);
         self.planned = Some(Planned { plan, workspace });
         self.generation += 1;
         Ok(())
@@ -186,7 +188,9 @@ impl<D: Device> Muon<D> {
     /// An unknown id, or a failed device.
     pub fn counters(&mut self, id: ParamId) -> Result<Counters> {
         let position = self.position(id)?;
-        self.device.counters(&self.states[position])
+        let counters = self.device.counters(&self.states[position])?;
+        trace::counted(&self.params[position].spec.name, &counters);
+        Ok(counters)
     }
 
     /// Copies a parameter's state to the host; waits for the device.

@@ -1,10 +1,13 @@
 //! What a step takes besides the tensors, and what it reports.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::validate_lr;
 use crate::error::{Error, Result, ResultExt};
 
-/// Inputs of one step besides the tensors.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Inputs of one step besides the tensors. In a file the names are those of the fields; what is absent is the default.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct StepOptions {
     /// Multiplies every group's learning rate; see [`LrSchedule`](crate::LrSchedule). Default 1.
     pub lr_factor: f64,
@@ -13,11 +16,13 @@ pub struct StepOptions {
     /// Whether the trainer found an overflow: the whole step is skipped before any state is touched. Default false.
     pub found_non_finite: FoundNonFinite,
     /// Scales all gradients down so that their global norm is at most this. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
 }
 
 /// The loss scaler's verdict about a step's gradients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FoundNonFinite {
     /// The step is taken (default).
     #[default]
@@ -54,7 +59,8 @@ impl StepOptions {
 }
 
 /// What a step did, as far as the host knows when it returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct StepReport {
     /// Matrices that went through orthogonalization. A device may still skip those that are not finite: see
     /// [`Muon::counters`](crate::Muon::counters).

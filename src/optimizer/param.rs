@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Rule;
 use crate::device::StateSpec;
 use crate::error::{Error, Result};
@@ -36,13 +38,22 @@ pub(super) fn new_owner() -> u64 {
     OWNERS.fetch_add(1, Ordering::Relaxed)
 }
 
-/// What is registered about a parameter.
-#[derive(Debug, Clone, PartialEq)]
+/// What a parameter is stored in where nothing is said.
+fn f32() -> Dtype {
+    Dtype::F32
+}
+
+/// What is registered about a parameter. In a file `name` and `shape`, and `dtype`, `layout` and `split` where they are not the default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ParamSpec {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
+    #[serde(default = "f32")]
     pub(crate) dtype: Dtype,
+    #[serde(default)]
     pub(super) layout: Layout,
+    #[serde(default)]
     pub(super) split: Split,
 }
 

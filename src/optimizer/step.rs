@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::plan::Plan;
 use crate::shape::Block;
 use crate::spectrum::SpectrumRecord;
+use crate::trace;
 /// How far a step came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Stage {
@@ -70,6 +71,7 @@ impl<D: Device> Muon<D> {
     ) -> Result<StepReport> {
         self.ready(options, tensors)?;
         if options.found_non_finite == FoundNonFinite::Yes {
+            trace::step_skipped(self.params.len());
             return Ok(StepReport {
                 skipped: true,
                 untouched: self.params.len(),
@@ -180,7 +182,9 @@ impl<D: Device> Muon<D> {
             listed(&torn)
         );
         if !torn.is_empty() {
-            self.torn = Some(format!("{message}. The cause was: {error}"));
+            let why = format!("{message}. The cause was: {error}");
+            trace::torn(&why);
+            self.torn = Some(why);
         }
         error.context(message)
     }

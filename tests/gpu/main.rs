@@ -19,6 +19,7 @@ mod hostile;
 mod plan;
 mod regressions;
 mod resume;
+mod settings;
 mod spectra;
 mod step;
 #[path = "../support/mod.rs"]

@@ -51,6 +51,9 @@ impl Config {
             LrScheduleName::Constant => LrSchedule::constant(),
             LrScheduleName::Linear => LrSchedule::linear(warmup, total)?,
             LrScheduleName::Cosine => LrSchedule::cosine(warmup, total)?,
+            LrScheduleName::Wsd => {
+                LrSchedule::warmup_stable_decay(warmup, (total / 5).max(1), total)?
+            }
         })
     }
 }
@@ -107,6 +110,8 @@ pub(crate) enum LrScheduleName {
     Linear,
     /// Linear warm-up over the first tenth of the steps, then half a cosine to 0.
     Cosine,
+    /// Linear warm-up over the first tenth of the steps, constant, linear decay to 0 over the last fifth.
+    Wsd,
 }
 
 /// One row of the comparison.
