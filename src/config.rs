@@ -253,7 +253,8 @@ pub enum NonFinite {
 /// assert_eq!(step(WithoutMuon::Allow)?.adamw, 1);
 /// # Ok::<(), muon_cuda::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum WithoutMuon {
     /// It is an error: most often a name or a shape did not match (default).
     #[default]

@@ -8,11 +8,11 @@ use serde::de::DeserializeOwned;
 
 use crate::coefficients::generate;
 use crate::{
-    AdamWRule, Bf16Params, CoefficientSchedule, Counters, Cpu, Dtype, FoundNonFinite, Layout,
-    MatrixShape, MethodChoice, MomentumMode, Muon, MuonConfig, MuonRule, Nesterov, NonFinite,
-    Normalization, OddPolynomial, OrthogonalizeOptions, Orthogonalizer, ParamSpec, Precision,
-    Route, RoutingReport, Rule, Split, StepOptions, StepReport, SymmetricProducts, Tail,
-    UpdateScale, WeightDecayMode,
+    AdamWRule, Bf16Params, CoefficientSchedule, Counters, Cpu, Dtype, FoundNonFinite, GroupScalars,
+    Layout, MatrixShape, MethodChoice, Mismatch, MomentumMode, Muon, MuonConfig, MuonRule,
+    Nesterov, NonFinite, Normalization, OddPolynomial, OrthogonalizeOptions, Orthogonalizer,
+    ParamSpec, Precision, RestoreReport, Route, RoutingReport, Rule, Split, StepOptions,
+    StepReport, SymmetricProducts, Tail, UpdateScale, WeightDecayMode, WithoutMuon,
 };
 
 /// The same through JSON and TOML; the text of the TOML.
@@ -55,6 +55,8 @@ fn every_choice_has_its_documented_word() {
     word(&WeightDecayMode::L2, "\"l2\"");
     word(&NonFinite::Skip, "\"skip\"");
     word(&NonFinite::Error, "\"error\"");
+    word(&WithoutMuon::Refuse, "\"refuse\"");
+    word(&WithoutMuon::Allow, "\"allow\"");
     word(&FoundNonFinite::Yes, "\"yes\"");
     word(&FoundNonFinite::No, "\"no\"");
     word(&Bf16Params::Master, "\"master\"");
@@ -137,6 +139,7 @@ fn rules_and_configurations_are_read_as_they_were_written() {
         momentum_dtype: Dtype::Bf16,
         bf16_params: Bf16Params::Stochastic { seed: 3 },
         non_finite: NonFinite::Error,
+        without_muon: WithoutMuon::Allow,
         symmetric_products: SymmetricProducts::Strips(2),
         workspace_limit: 1 << 20,
     });
@@ -148,6 +151,7 @@ fn rules_and_configurations_are_read_as_they_were_written() {
         found_non_finite: FoundNonFinite::Yes,
         clip_norm: Some(1.0),
     });
+    round(&GroupScalars { lr: Some(0.1), betas: Some((0.9, 0.99)), ..GroupScalars::default() });
     round(&MatrixShape { rows: 3, cols: 4 });
 }
 
@@ -160,6 +164,11 @@ fn specifications_and_reports_are_read_as_they_were_written() {
     assert_eq!(spec, ParamSpec::new("w", &[3, 4]));
     round(&StepReport { orthogonalized: 3, adamw: 2, untouched: 1, ..StepReport::default() });
     round(&Counters { steps: 4, skipped: vec![0, 1] });
+    round(&RestoreReport {
+        restored: vec!["a".into()],
+        mismatched: vec![Mismatch { name: "b".into(), reason: "another shape".into() }],
+        ..RestoreReport::default()
+    });
     let route = |orthogonalizer: Option<&str>| Route {
         name: "w".into(),
         shape: vec![2, 3],

@@ -1,24 +1,33 @@
 //! Scalars of a group that change from step to step, without a new plan.
 
 use super::{GroupId, Muon};
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Nesterov, Rule};
 use crate::device::Device;
 use crate::error::{Error, Result, ResultExt};
 
 /// Scalars of a group to set; `None` leaves one as it is. See [`Muon::set_scalars`].
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct GroupScalars {
     /// Learning rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
     /// Dimensionless.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
     /// β of the Muon rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
     /// Of the Muon rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub nesterov: Option<Nesterov>,
     /// β₁ and β₂ of the AdamW rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub betas: Option<(f64, f64)>,
     /// Of the AdamW rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub eps: Option<f64>,
 }
 

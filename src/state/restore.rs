@@ -2,13 +2,16 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Checkpoint, SavedParam};
 use crate::device::{Device, StateData};
 use crate::error::{Error, Result, ResultExt};
 use crate::optimizer::{Muon, Param};
 
 /// What [`Muon::restore_matching`] did with each parameter.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct RestoreReport {
     /// They have the checkpoint's state.
     pub restored: Vec<String>,
@@ -21,7 +24,8 @@ pub struct RestoreReport {
 }
 
 /// A parameter whose state in a checkpoint does not fit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mismatch {
     /// Which one.
     pub name: String,
