@@ -272,3 +272,15 @@ extern "C" __global__ void early_exit(const float *x, float *y, unsigned n) {
     __syncthreads();
     y[i] = t > 0 ? s[t] + s[t - 1] : s[t];
 }
+
+// Lanes return one by one, each ahead of a shuffle that names all 32.
+extern "C" __global__ void leave_one_by_one(float *y) {
+    unsigned t = threadIdx.x;
+    float v = t;
+#pragma unroll 1
+    for (unsigned k = 0; k < 32; k++) {
+        if (k == t) return;
+        v = __shfl_sync(0xffffffffu, v, t);
+        y[32 * k + t] = v + k;
+    }
+}

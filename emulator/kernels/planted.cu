@@ -70,6 +70,95 @@ KERNEL exited_lanes_shuffle(const float *x, float *y) {
     y[t] = v; // FINDS exited_lanes_shuffle
 }
 
+KERNEL shuffle_passed_by(const float *x, float *y) {
+    u32 t = threadIdx.x;
+    float v = x[t];
+    if (PICK(t % 32 < 16, true))
+        v += __shfl_down_sync(0xffffffffu, v, 8); // FINDS shuffle_passed_by
+    y[t] = t % 32 < 16 ? v : 0;
+}
+
+KERNEL vote_passed_by(const float *x, float *y) {
+    u32 t = threadIdx.x, votes = 0;
+    if (PICK(x[t] < 20, true))
+        votes = __ballot_sync(0xffffffffu, t % 3 == 0); // FINDS vote_passed_by
+    y[t] = __popc(votes);
+}
+
+KERNEL match_passed_by(const float *x, float *y) {
+    u32 t = threadIdx.x, same = 0;
+    if (PICK(t % 2 == 0, true))
+        same = __match_any_sync(0xffffffffu, t % 32 / 8); // FINDS match_passed_by
+    y[t] = __popc(same);
+}
+
+KERNEL reduction_passed_by(const float *x, float *y) {
+    u32 t = threadIdx.x, sum = 0;
+    if (PICK(t % 32 != 7, true))
+        sum = __reduce_add_sync(0xffffffffu, t % 32); // FINDS reduction_passed_by
+    y[t] = sum;
+}
+
+KERNEL syncwarp_passed_by(const float *x, float *y) {
+    __shared__ float s[64];
+    u32 t = threadIdx.x;
+    s[t] = x[t];
+    if (PICK(t % 32 >= 8, true))
+        __syncwarp(); // FINDS syncwarp_passed_by
+    y[t] = s[t] + 1;
+}
+
+// Lanes leave the loop one by one, store and return; the others still name them.
+KERNEL left_the_loop(const float *x, float *y) {
+    u32 t = threadIdx.x, rounds = 0;
+    float v = x[t];
+#pragma unroll 1
+    do {
+        v = __shfl_xor_sync(0xffffffffu, v, 1); // FINDS left_the_loop
+        rounds++;
+    } while (PICK(rounds < t % 32 / 8 + 1, rounds < 4));
+    y[t] = v;
+}
+
+KERNEL two_barriers_in_one_warp(const float *x, float *y) {
+    __shared__ float s[64];
+    u32 t = threadIdx.x;
+    if (t % 2) {
+        s[t] = x[t];
+        PICK(__syncthreads(), ); // FINDS two_barriers_in_one_warp
+    } else {
+        s[t] = 2 * x[t];
+        PICK(__syncthreads(), ); // FINDS two_barriers_in_one_warp
+    }
+    PICK(, __syncthreads());
+    y[t] = s[63 - t];
+}
+
+KERNEL returned_in_a_branch(const float *x, float *y) {
+    __shared__ float s[64];
+    u32 t = threadIdx.x;
+    s[t] = x[t];
+    if (t % 2) {
+        float v = 3 * x[t ^ 1];
+        if (PICK(v > 60, v > 1000)) return;
+        s[t] = v;
+    }
+    __syncthreads(); // FINDS returned_in_a_branch
+    y[t] = s[63 - t];
+}
+
+KERNEL wrote_and_returned(const float *x, float *y) {
+    __shared__ float s[64];
+    u32 t = threadIdx.x;
+    s[t] = x[t];
+    if (PICK(t % 32 < 4, x[t] < 0)) {
+        y[t] = 0;
+        return;
+    }
+    __syncthreads(); // FINDS wrote_and_returned
+    y[t] = s[t] + s[63 - t];
+}
+
 KERNEL stride_mix_up(const float *x, float *y, u32 rows, u32 cols) {
     u32 c = blockIdx.x * 32 + threadIdx.x, r = blockIdx.y * 8 + threadIdx.y;
     if (r < rows && c < cols)

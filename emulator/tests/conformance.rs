@@ -70,6 +70,7 @@ both! {
     integer_instructions_match_the_host
     divergent_threads_each_follow_their_own_path
     threads_that_have_exited_hold_no_barrier_up
+    threads_that_returned_ahead_of_a_shuffle_are_not_missed
     grids_have_three_dimensions_and_addresses_64_bits
     module_variables_vectors_and_local_arrays_hold_their_values
 }
@@ -106,7 +107,7 @@ fn every_target_of_both_compilers_loads_and_runs() {
         let Some(ptx) = compile(cuda, arch) else { return };
         let device = Device::new(&ptx);
         assert_eq!(device.module.module().target(), format!("sm_{arch}"));
-        assert_eq!(device.module.module().entries().len(), 21, "{arch}");
+        assert_eq!(device.module.module().entries().len(), 22, "{arch}");
         saxpy(&device);
         block_sum(&device);
         halves(&device);
@@ -507,6 +508,16 @@ fn threads_that_have_exited_hold_no_barrier_up(device: &Device) {
             assert_eq!(found, expected.collect::<Vec<_>>(), "{n} {seed}");
         }
     }
+}
+
+fn threads_that_returned_ahead_of_a_shuffle_are_not_missed(device: &Device) {
+    let y = device.upload("y", &[0f32; 1024]);
+    device
+        .launch("leave_one_by_one", [1, 1, 1], [32, 1, 1], &[y], &LaunchOptions::default())
+        .unwrap_or_else(|finding| panic!("{finding}"));
+    let left = |i| if i % 32 > i / 32 { i % 32 + i / 32 } else { 0 };
+    let expected = (0..1024).map(|i| left(i) as f32);
+    assert_eq!(device.download::<f32>(y, 1024), expected.collect::<Vec<_>>());
 }
 
 fn grids_have_three_dimensions_and_addresses_64_bits(device: &Device) {

@@ -60,6 +60,11 @@ fn case(
     Case { kernel, kind, grid, block, lane, arguments, expected }
 }
 
+/// Two warps, 64 floats 0, 1, … in and out.
+fn warps(kernel: &'static str, kind: FindingKind, expected: fn() -> Vec<f32>) -> Case {
+    case(kernel, kind, 1, 64, None, |d, _| in_out(d, 64, 64, &[]), expected)
+}
+
 fn cases() -> Vec<Case> {
     vec![
         case(
@@ -129,6 +134,26 @@ fn cases() -> Vec<Case> {
             |d, _| in_out(d, 64, 64, &[]),
             || (0..64).map(|i| (if i % 32 < 28 { i + 4 } else { i }) as f32).collect(),
         ),
+        warps("shuffle_passed_by", WarpMask, || {
+            (0..64).map(|i| if i % 32 < 16 { (2 * i + 8) as f32 } else { 0.0 }).collect()
+        }),
+        warps("vote_passed_by", WarpMask, || {
+            let votes = |i| (i / 32 * 32..i / 32 * 32 + 32).filter(|t| t % 3 == 0).count();
+            (0..64).map(|i| votes(i) as f32).collect()
+        }),
+        warps("match_passed_by", WarpMask, || vec![8.0; 64]),
+        warps("reduction_passed_by", WarpMask, || vec![496.0; 64]),
+        warps("syncwarp_passed_by", WarpMask, || (1..=64).map(|i| i as f32).collect()),
+        warps("left_the_loop", WarpMask, || ramp(64)),
+        warps("two_barriers_in_one_warp", BarrierDivergence, || {
+            let from = |i| if i % 2 == 1 { i } else { 2 * i };
+            (0..64).map(|i| from(63 - i) as f32).collect()
+        }),
+        warps("returned_in_a_branch", BarrierDivergence, || {
+            let from = |i| if i % 2 == 1 { 3 * (i - 1) } else { i };
+            (0..64).map(|i| from(63 - i) as f32).collect()
+        }),
+        warps("wrote_and_returned", BarrierDivergence, || vec![63.0; 64]),
         Case {
             kernel: "stride_mix_up",
             kind: OutOfBounds,

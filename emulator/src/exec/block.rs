@@ -1,5 +1,7 @@
 //! One block: its warps, barriers and schedule.
 
+use std::collections::HashMap;
+
 use super::alu::Lanes;
 use super::clocks::{Clocks, Release};
 use super::history::History;
@@ -52,6 +54,8 @@ pub(crate) struct Core<'a> {
     pub(crate) shared_history: History,
     pub(crate) barriers: Vec<Barrier>,
     pub(crate) counters: Counters,
+    /// Of collectives that exited threads are named by: the instructions behind them.
+    pub(crate) ahead: HashMap<u32, Vec<bool>>,
     /// Approximate instructions executed, by index in the code's list.
     pub(crate) approximate: Vec<bool>,
     pub(crate) loaded: Option<Box<[Lanes; 8]>>,
@@ -95,6 +99,7 @@ impl<'a> Block<'a> {
             global_history: History::of_global(),
             barriers: Vec::new(),
             counters: Counters::default(),
+            ahead: HashMap::new(),
             approximate: vec![false; code.approximate.len()],
             loaded: None,
             began: 0,
@@ -172,10 +177,10 @@ impl<'a> Block<'a> {
             if warp.fragments.len() > 1 {
                 warp.merge();
             }
-            let ready = |f: &&(usize, Fragment)| f.1.wait == Wait::None;
             let fragments: Vec<_> = warp.fragments.iter().copied().enumerate().collect();
-            let Some(&(at, _)) = fragments.iter().filter(ready).min_by_key(|f| f.1.pc) else {
-                if self.core.retry_collectives(warp).map_err(|f| self.core.locate(warp, *f))? {
+            let Some(at) = self.core.pick(warp) else {
+                let retried = self.core.retry_collectives(warp);
+                if retried.map_err(|(pc, fault)| self.core.locate_at(warp, pc, *fault))? {
                     continue;
                 }
                 return Ok(true);
@@ -200,6 +205,7 @@ impl<'a> Block<'a> {
                 }
                 let pc = warp.fragments[at].pc;
                 if fragments.len() > 1 && (pc >= limit || pc < floor) {
+                    warp.impatience += u32::from(pc < floor);
                     break;
                 }
             }
@@ -379,6 +385,30 @@ impl<'a> Block<'a> {
     }
 }
 
+/// Jumps back after which another fragment of the warp has its turn.
+const PATIENCE: u32 = 64;
+
+impl Core<'_> {
+    /// The fragment of a warp that runs next: one that is about to exit, else the one that is furthest
+    /// behind, so that threads join again. One that goes round in a loop may wait for another thread
+    /// of its warp: then the others have their turn.
+    fn pick(&self, warp: &mut Warp) -> Option<usize> {
+        let instrs = &self.launch.entry.code.instrs;
+        let exits = |f: &Fragment| {
+            let instr = instrs.get(f.pc as usize);
+            instr.is_none_or(|instr| instr.guard.is_none() && matches!(instr.op, Op::Exit))
+        };
+        let ready = || warp.fragments.iter().enumerate().filter(|f| f.1.wait == Wait::None);
+        if warp.impatience > PATIENCE {
+            let count = ready().count();
+            let turn = ready().nth(warp.turn % count.max(1)).map(|f| f.0);
+            (warp.impatience, warp.turn) = (0, warp.turn + 1);
+            return turn;
+        }
+        ready().min_by_key(|f| (!exits(f.1), f.1.pc)).map(|f| f.0)
+    }
+}
+
 /// An index as text.
 pub(crate) fn text([x, y, z]: [u32; 3]) -> String {
     format!("({x}, {y}, {z})")
@@ -404,10 +434,5 @@ impl Core<'_> {
                 .and_then(|location| module.source_line(*location));
         }
         finding
-    }
-
-    fn locate(&self, warp: &Warp, fault: Fault) -> Box<Finding> {
-        let pc = warp.fragments.first().map_or(0, |fragment| fragment.pc);
-        self.locate_at(warp, pc, fault)
     }
 }

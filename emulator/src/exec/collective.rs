@@ -1,9 +1,9 @@
 //! Instructions that the threads named in a mask execute together.
 
 use super::alu::{Lanes, Ty};
-use super::block::{Core, Fault, Step, fault};
+use super::block::{Core, Fault, Step, fault, text};
 use super::step::{Outcome, undefined};
-use super::warp::{Wait, Warp};
+use super::warp::{Wait, Warp, thread_index};
 use crate::finding::{Finding, FindingKind};
 use crate::ptx::ir::{Collective, Op, Reduction, Shuffle, Src, Vote};
 
@@ -23,7 +23,7 @@ impl Core<'_> {
             return fault(unknown, Finding::new(FindingKind::UndefinedPredicate, message));
         }
         let masks = self.operands().value(warp, mask);
-        let mut missing = 0u32;
+        let (mut missing, mut everyone) = (0u32, 0u32);
         let mut rest = here;
         while rest != 0 {
             let lane = rest.trailing_zeros();
@@ -39,6 +39,7 @@ impl Core<'_> {
                 return fault(group & !named, finding);
             }
             missing |= named & warp.live & !group;
+            everyone |= named;
         }
         if missing & here != 0 {
             let named = masks[(missing & here).trailing_zeros() as usize] as u32;
@@ -52,6 +53,7 @@ impl Core<'_> {
             warp.fragments[at].wait = Wait::Lanes(named);
             return Ok(Outcome::Reschedule);
         }
+        self.passed_by(warp, warp.fragments[at].pc, everyone)?;
         let mut rest = here;
         while rest != 0 {
             let named = masks[rest.trailing_zeros() as usize] as u32;
@@ -65,13 +67,14 @@ impl Core<'_> {
 
     /// Lets waiting fragments go on whose missing lanes have exited, or that meet at
     /// `bar.warp.sync` from different places; `true` if one could.
-    pub(crate) fn retry_collectives(&mut self, warp: &mut Warp) -> Result<bool, Box<Fault>> {
+    /// A fault comes with the instruction it is at.
+    pub(crate) fn retry_collectives(&mut self, warp: &mut Warp) -> Result<bool, (u32, Box<Fault>)> {
         let launch = self.launch;
         for at in 0..warp.fragments.len() {
             let Wait::Lanes(named) = warp.fragments[at].wait else { continue };
-            let pc = warp.fragments[at].pc as usize;
+            let pc = warp.fragments[at].pc;
             let Some(Op::Collective { collective, mask }) =
-                launch.entry.code.instrs.get(pc).map(|instr| &instr.op)
+                launch.entry.code.instrs.get(pc as usize).map(|instr| &instr.op)
             else {
                 continue;
             };
@@ -89,6 +92,7 @@ impl Core<'_> {
                     .filter(|f| f.wait == Wait::Lanes(named) && is_sync(f.pc))
                     .fold(0, |lanes, f| lanes | f.mask);
                 if named & warp.live & !together == 0 {
+                    self.passed_by(warp, pc, named).map_err(|fault| (pc, fault))?;
                     self.clocks.sync_lanes(warp.index, together & named);
                     for fragment in &mut warp.fragments {
                         if fragment.wait == Wait::Lanes(named) && is_sync(fragment.pc) {
@@ -102,12 +106,40 @@ impl Core<'_> {
             }
             if named & warp.live & !warp.fragments[at].mask == 0 {
                 warp.fragments[at].wait = Wait::None;
-                if self.collective(warp, at, collective, *mask)? == Outcome::Continue {
+                let outcome = self.collective(warp, at, collective, *mask);
+                if outcome.map_err(|fault| (pc, fault))? == Outcome::Continue {
                     return Ok(true);
                 }
             }
         }
         Ok(false)
+    }
+
+    /// Checks that no thread in `named` has exited after it passed the instruction at `pc` by. (PTX
+    /// ISA, `shfl.sync` and its kin: all threads named by the mask that have not exited must execute
+    /// it; those that exit ahead of it need not.)
+    fn passed_by(&mut self, warp: &Warp, pc: u32, named: u32) -> Step<()> {
+        let gone = named & warp.launched & !warp.live;
+        if gone == 0 {
+            return Ok(());
+        }
+        let launch = self.launch;
+        let code = &launch.entry.code;
+        let behind = self.ahead.entry(pc).or_insert_with(|| code.ahead_of(pc));
+        let deed = |lane: u32| warp.last_deeds[lane as usize & 31];
+        let passed = |lane: &u32| {
+            gone >> lane & 1 == 1 && behind.get(deed(*lane) as usize).is_some_and(|yes| *yes)
+        };
+        let Some(lane) = (0..32).find(passed) else { return Ok(()) };
+        let linear = warp.index as u64 * 32 + u64::from(lane);
+        let message = format!(
+            "a mask names thread {}, which passed this warp-wide instruction by (to ptx line {}) and \
+             returned; threads that a mask names must come to the same instruction, or have returned \
+             ahead of it",
+            text(thread_index(linear, self.launch.params.block)),
+            code.instrs.get(deed(lane) as usize).map_or(0, |instr| instr.line)
+        );
+        fault(named & warp.live, Finding::new(FindingKind::WarpMask, message))
     }
 
     fn perform(&mut self, warp: &mut Warp, group: u32, collective: &Collective) -> Step<()> {

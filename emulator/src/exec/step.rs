@@ -1,8 +1,8 @@
 //! Executes one instruction of a fragment.
 
 use super::alu::{Function, Lanes};
-use super::block::{BARRIERS, Core, Step, fault};
-use super::warp::{Fragment, Wait, Warp};
+use super::block::{BARRIERS, Core, Step, fault, text};
+use super::warp::{Fragment, Wait, Warp, thread_index};
 use crate::finding::{Finding, FindingKind};
 use crate::ptx::ir::{BarrierKind, LaneMask, Op, Special, Src};
 
@@ -121,8 +121,10 @@ impl Core<'_> {
             instr.op,
             Op::Load { .. } | Op::Store { .. } | Op::Atomic { .. } | Op::Collective { .. }
         ) {
-            let deed = &mut warp.fragments[at].deed;
-            *deed = pc.max(*deed);
+            let apart = mask != warp.live;
+            let fragment = &mut warp.fragments[at];
+            fragment.deed = pc.max(fragment.deed);
+            fragment.apart = apart;
         }
         match &instr.op {
             Op::Alu { function, dst, results, src, flops, approximate, bitwise } => {
@@ -147,10 +149,9 @@ impl Core<'_> {
             }
             Op::Barrier { .. } | Op::Collective { .. } if active != mask => {
                 // The lanes whose guard is false go on alone.
-                warp.fragments[at].mask = active;
-                let deed = warp.fragments[at].deed;
-                let rest = Fragment { pc: pc + 1, mask: mask & !active, wait: Wait::None, deed };
-                warp.fragments.push(rest);
+                let fragment = split(warp, at);
+                warp.fragments[at] = Fragment { mask: active, ..fragment };
+                warp.fragments.push(Fragment { pc: pc + 1, mask: mask & !active, ..fragment });
                 return Ok(Outcome::Reschedule);
             }
             Op::Barrier { .. } => return self.barrier(warp, at, &instr.op),
@@ -293,10 +294,10 @@ impl Core<'_> {
             return fault(unknown, Finding::new(FindingKind::UndefinedPredicate, message));
         }
         let values = self.operands().value(warp, index);
-        let Fragment { pc, deed, .. } = warp.fragments[at];
-        let mut rest = warp.fragments[at].mask & !active;
+        let whole = split(warp, at);
+        let mut rest = whole.mask & !active;
         if rest != 0 {
-            warp.fragments.push(Fragment { pc: pc + 1, mask: rest, wait: Wait::None, deed });
+            warp.fragments.push(Fragment { pc: whole.pc + 1, mask: rest, ..whole });
         }
         rest = active;
         let mut first = true;
@@ -312,7 +313,7 @@ impl Core<'_> {
                 let message = format!("index {value} is outside the branch table");
                 return fault(group, Finding::new(FindingKind::InvalidInstruction, message));
             };
-            let fragment = Fragment { pc: target, mask: group, wait: Wait::None, deed };
+            let fragment = Fragment { mask: group, ..whole }.to(target);
             if first {
                 warp.fragments[at] = fragment;
                 first = false;
@@ -324,8 +325,11 @@ impl Core<'_> {
     }
 
     fn exit(&mut self, warp: &mut Warp, at: usize, active: u32) -> Step<Outcome> {
+        let Fragment { deed, apart, mask, .. } = warp.fragments[at];
+        if apart && mask != warp.live {
+            warp.left_apart |= active;
+        }
         warp.live &= !active;
-        let deed = warp.fragments[at].deed;
         for (lane, last) in warp.last_deeds.iter_mut().enumerate() {
             if active >> lane & 1 == 1 {
                 *last = deed;
@@ -341,10 +345,13 @@ impl Core<'_> {
     }
 
     fn barrier(&mut self, warp: &mut Warp, at: usize, op: &Op) -> Step<Outcome> {
-        let Op::Barrier { kind, id, threads, predicate, negated, .. } = op else {
+        let Op::Barrier { kind, id, threads, predicate, negated, aligned, .. } = op else {
             return Ok(Outcome::Continue);
         };
         let mask = warp.fragments[at].mask;
+        if *aligned {
+            self.whole_warp(warp, at)?;
+        }
         let id = self.uniform(warp, mask, *id, "barrier number")?;
         if id >= BARRIERS as u64 {
             let message = format!("barrier {id}: a block has 16, numbered from 0");
@@ -383,13 +390,51 @@ impl Core<'_> {
         barrier.arrived[warp.index] |= mask;
         self.clocks.arrive(&mut barrier.release, warp.index, mask);
         self.counters.barriers += 1;
-        warp.fragments[at].deed = 0;
+        let fragment = &mut warp.fragments[at];
+        (fragment.deed, fragment.rounds) = (0, 0);
         if *kind == BarrierKind::Arrive {
             warp.fragments[at].pc += 1;
             return Ok(Outcome::Continue);
         }
         warp.fragments[at].wait = Wait::Barrier(id as u32);
         Ok(Outcome::Reschedule)
+    }
+
+    /// Checks that all threads of a warp come to one aligned barrier (PTX ISA, `barrier`: with
+    /// `.aligned`, as `bar.sync` is, all threads execute the same barrier instruction; in code under
+    /// a condition only if all threads evaluate it identically). Threads that exited on the spot
+    /// where the warp went apart are no violation: the barrier waits "for all non-exited threads".
+    fn whole_warp(&self, warp: &Warp, at: usize) -> Step<()> {
+        let here = warp.fragments[at];
+        let code = &self.launch.entry.code;
+        let elsewhere = warp.fragments.iter().find(|other| {
+            let op = code.instrs.get(other.pc as usize).map(|instr| &instr.op);
+            matches!(other.wait, Wait::Barrier(_))
+                && other.pc != here.pc
+                && matches!(op, Some(Op::Barrier { aligned: true, .. }))
+        });
+        let message = if let Some(other) = elsewhere {
+            let line = code.instrs.get(other.pc as usize).map_or(0, |instr| instr.line);
+            format!(
+                "threads of one warp come to two different barrier instructions: lanes 0x{:08x} to \
+                 this one, lanes 0x{:08x} to the one at ptx line {line}; all threads of a warp must \
+                 execute the same one",
+                here.mask, other.mask
+            )
+        } else if warp.left_apart != 0 {
+            let lane = warp.left_apart.trailing_zeros();
+            let linear = warp.index as u64 * 32 + u64::from(lane);
+            format!(
+                "a warp comes to a barrier without its lanes 0x{:08x} (the first is thread {}), \
+                 which returned inside a branch that the others did not take; all threads of a warp \
+                 must execute the same barrier",
+                warp.left_apart,
+                text(thread_index(linear, self.launch.params.block))
+            )
+        } else {
+            return Ok(());
+        };
+        fault(here.mask, Finding::new(FindingKind::BarrierDivergence, message))
     }
 
     /// An operand that must be the same in all lanes of `mask`.
@@ -421,13 +466,20 @@ impl Core<'_> {
     }
 }
 
+/// A fragment that is about to go apart.
+fn split(warp: &Warp, at: usize) -> Fragment {
+    let fragment = warp.fragments[at];
+    Fragment { apart: fragment.mask != warp.live, wait: Wait::None, ..fragment }
+}
+
 fn jump(warp: &mut Warp, at: usize, active: u32, target: u32) -> Outcome {
     let fragment = warp.fragments[at];
     if active == fragment.mask {
-        warp.fragments[at].pc = target;
+        warp.fragments[at] = fragment.to(target);
         return Outcome::Continue;
     }
-    warp.fragments[at] = Fragment { pc: target, mask: active, ..fragment };
+    let fragment = split(warp, at);
+    warp.fragments[at] = Fragment { mask: active, ..fragment }.to(target);
     let rest = fragment.mask & !active;
     warp.fragments.push(Fragment { pc: fragment.pc + 1, mask: rest, ..fragment });
     Outcome::Reschedule

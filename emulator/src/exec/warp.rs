@@ -22,8 +22,30 @@ pub(crate) struct Fragment {
     pub(crate) pc: u32,
     pub(crate) mask: u32,
     pub(crate) wait: Wait,
-    /// The last instruction that touched memory or other threads since the last barrier.
+    /// The furthest instruction that touched memory or other threads since the last barrier; after a
+    /// jump back, not further than where it led.
     pub(crate) deed: u32,
+    /// Whether its threads, apart from others of the warp, did such a thing or went apart again.
+    pub(crate) apart: bool,
+    /// Jumps back since the last barrier, and where the last one was.
+    pub(crate) rounds: u32,
+    pub(crate) looped: u32,
+}
+
+impl Fragment {
+    /// The same threads after a jump from where they are.
+    pub(crate) fn to(self, target: u32) -> Self {
+        if target > self.pc {
+            return Self { pc: target, ..self };
+        }
+        let (deed, rounds) = (self.deed.min(target), self.rounds.saturating_add(1));
+        Self { pc: target, deed, rounds, looped: self.pc, ..self }
+    }
+
+    /// Threads that start at the first instruction.
+    fn start(mask: u32) -> Self {
+        Self { pc: 0, mask, wait: Wait::None, deed: 0, apart: false, rounds: 0, looped: 0 }
+    }
 }
 
 /// One warp.
@@ -43,6 +65,12 @@ pub(crate) struct Warp {
     pub(crate) local: Local,
     /// For lanes that have exited, [`Fragment::deed`] at their end.
     pub(crate) last_deeds: [u32; 32],
+    /// Lanes that exited inside a branch that others of the warp did not take.
+    pub(crate) left_apart: u32,
+    /// Jumps back by one fragment while another could run.
+    pub(crate) impatience: u32,
+    /// Whose turn it is when one fragment has jumped back too often.
+    pub(crate) turn: usize,
     /// The allocation accessed last; a guess for the next access.
     pub(crate) recent: usize,
 }
@@ -104,6 +132,9 @@ impl Warp {
                 written: vec![false; 32 * local_bytes],
             },
             last_deeds: [0; 32],
+            left_apart: 0,
+            impatience: 0,
+            turn: 0,
             recent: 0,
         }
     }
@@ -112,7 +143,8 @@ impl Warp {
     pub(crate) fn reset(&mut self) {
         self.live = self.launched;
         self.fragments.clear();
-        self.fragments.push(Fragment { pc: 0, mask: self.launched, wait: Wait::None, deed: 0 });
+        self.fragments.push(Fragment::start(self.launched));
+        (self.left_apart, self.impatience, self.turn) = (0, 0, 0);
         self.undefined.fill(u32::MAX);
         self.bits.clear();
         self.local.written.fill(false);
@@ -185,7 +217,14 @@ impl Warp {
                 let (a, b) = (self.fragments[i], self.fragments[j]);
                 let barrier = |wait| matches!(wait, Wait::Barrier(_));
                 if a.pc == b.pc && !barrier(a.wait) && !barrier(b.wait) {
-                    let merged = Fragment { mask: a.mask | b.mask, deed: a.deed.max(b.deed), ..a };
+                    let merged = Fragment {
+                        mask: a.mask | b.mask,
+                        deed: a.deed.max(b.deed),
+                        apart: a.apart || b.apart,
+                        rounds: a.rounds.max(b.rounds),
+                        looped: if a.rounds < b.rounds { b.looped } else { a.looped },
+                        ..a
+                    };
                     // Two that both wait for lanes stay waiting until one that runs joins them.
                     let wait = if a.wait == b.wait { a.wait } else { Wait::None };
                     self.fragments[i] = Fragment { wait, ..merged };
