@@ -33,6 +33,9 @@ pub enum FindingKind {
     SharedRace,
     /// Two threads of one launch touch the same global byte without ordering.
     GlobalRace,
+    /// Lanes of one instruction store the same value to the same bytes: one store is performed (CUDA
+    /// C++ Programming Guide, SIMT architecture), and it does not matter whose.
+    SameValue,
     /// Threads of one warp wait at a barrier that others of it cannot reach.
     BarrierDivergence,
     /// A warp-wide instruction whose mask does not fit the threads that execute it.
@@ -65,7 +68,7 @@ pub struct SourceLine {
 }
 
 /// One violation, with everything known about where it happened.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The class.
     pub kind: FindingKind,

@@ -361,6 +361,37 @@ fn leaked_device_and_host_memory() {
 }
 
 #[test]
+fn leaked_cublas_handle() {
+    check(&[Class::Leak], |twin| {
+        let _ctx = context();
+        let handle = cudarc::cublas::result::create_handle().unwrap();
+        if twin == Twin::Fixed {
+            // SAFETY: made above, destroyed once.
+            unsafe { cudarc::cublas::result::destroy_handle(handle) }.unwrap();
+        }
+        Vec::new()
+    });
+}
+
+#[test]
+fn leaked_cublaslt_handle_and_layout() {
+    use cudarc::cublaslt::{result as lt, sys};
+    check(&[Class::Leak, Class::Leak], |twin| {
+        let _ctx = context();
+        let handle = lt::create_handle().unwrap();
+        let layout = lt::create_matrix_layout(sys::cudaDataType_t::CUDA_R_32F, 4, 4, 4).unwrap();
+        if twin == Twin::Fixed {
+            // SAFETY: made above, destroyed once.
+            unsafe {
+                lt::destroy_matrix_layout(layout).unwrap();
+                lt::destroy_handle(handle).unwrap();
+            }
+        }
+        Vec::new()
+    });
+}
+
+#[test]
 fn uninitialised_output_read_back() {
     check(&[Class::Uninitialized], |twin| {
         let _ctx = context();

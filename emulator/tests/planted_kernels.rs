@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail loudly")]
 
+#[path = "planted_kernels/blocks.rs"]
+mod blocks;
 #[path = "nvrtc/device.rs"]
 mod device;
 #[path = "nvrtc/driver.rs"]
@@ -432,10 +434,15 @@ fn options(seed: u64, buggy: bool) -> LaunchOptions {
     LaunchOptions { seed, instruction_budget, ..LaunchOptions::default() }
 }
 
+/// The files of kernels and what is planted in them.
+fn files() -> [(&'static str, &'static str, Vec<Case>); 2] {
+    [("planted.cu", SOURCE, cases()), ("blocks.cu", blocks::SOURCE, blocks::cases())]
+}
+
 /// The lines at which a kernel's bug may be reported (for a race, either side of it).
-fn lines_of(kernel: &str) -> Vec<u32> {
+fn lines_of(source: &str, kernel: &str) -> Vec<u32> {
     let marker = format!("// FINDS {kernel}");
-    let marked = SOURCE.lines().zip(1u32..).filter(|(line, _)| line.ends_with(&marker));
+    let marked = source.lines().zip(1u32..).filter(|(line, _)| line.ends_with(&marker));
     let lines: Vec<u32> = marked.map(|(_, number)| number).collect();
     assert!(!lines.is_empty(), "no marker for {kernel}");
     lines
@@ -444,13 +451,15 @@ fn lines_of(kernel: &str) -> Vec<u32> {
 #[test]
 fn every_planted_bug_is_found_where_it_is() {
     let Some(compiler) = nvrtc(Cuda::V13) else { return };
-    for arch in ["80", "90", "120"] {
-        let ptx = compiler.compile("planted.cu", SOURCE, arch, &["-DBUGGY"]);
-        for case in cases() {
-            let mut device = Device::new(&ptx);
-            device.dynamic_shared = if case.kernel.starts_with("dynamic") { 256 } else { 0 };
-            let (args, _) = (case.arguments)(&device, true);
+    for (arch, (file, text, cases)) in
+        ["80", "90", "120"].into_iter().flat_map(|arch| files().map(|file| (arch, file)))
+    {
+        let ptx = compiler.compile(file, text, arch, &["-DBUGGY"]);
+        for case in cases {
             for seed in 0..3 {
+                let mut device = Device::new(&ptx);
+                device.dynamic_shared = if case.kernel.starts_with("dynamic") { 256 } else { 0 };
+                let (args, _) = (case.arguments)(&device, true);
                 let options = options(seed, true);
                 let outcome = device.launch(case.kernel, case.grid, case.block, &args, &options);
                 let Err(finding) = outcome else {
@@ -461,10 +470,8 @@ fn every_planted_bug_is_found_where_it_is() {
                 assert_eq!(finding.kernel.as_deref(), Some(case.kernel), "{name}");
                 assert!(finding.ptx_line.is_some() && finding.ptx_text.is_some(), "{name}");
                 let source = finding.source.as_ref().unwrap_or_else(|| panic!("{name}"));
-                assert!(source.file.ends_with("planted.cu"), "{name}");
-                if case.kind != InstructionBudget {
-                    assert!(lines_of(case.kernel).contains(&source.line), "{name}");
-                }
+                assert!(source.file.ends_with(file), "{name}");
+                assert!(lines_of(text, case.kernel).contains(&source.line), "{name}");
                 let thread = finding.thread.unwrap_or_else(|| panic!("{name}"));
                 if let Some(expected) = case.lane {
                     assert_eq!(thread[0] % 32, expected, "{name}");
@@ -479,8 +486,10 @@ fn every_planted_bug_is_found_where_it_is() {
 #[test]
 fn every_fixed_twin_is_clean_and_the_same_under_20_seeds() {
     let Some(compiler) = nvrtc(Cuda::V13) else { return };
-    let ptx = compiler.compile("planted.cu", SOURCE, "90", &[]);
-    for case in cases() {
+    for (ptx, case) in files().into_iter().flat_map(|(file, text, cases)| {
+        let ptx = compiler.compile(file, text, "90", &[]);
+        cases.into_iter().map(move |case| (ptx.clone(), case))
+    }) {
         let expected: Vec<u32> = (case.expected)().iter().map(|value| value.to_bits()).collect();
         for seed in 0..20 {
             let mut device = Device::new(&ptx);
@@ -534,5 +543,5 @@ fn findings_read_well_and_serialise() {
     let json = serde_json::to_value(&*finding).unwrap();
     assert_eq!(json["kind"], "OutOfBounds");
     assert_eq!(json["thread"], serde_json::json!([232, 0, 0]));
-    assert_eq!(json["source"]["line"], lines_of("tail_off_by_one")[0]);
+    assert_eq!(json["source"]["line"], lines_of(SOURCE, "tail_off_by_one")[0]);
 }

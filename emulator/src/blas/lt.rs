@@ -23,6 +23,19 @@ pub(crate) struct LtState {
     objects: BTreeMap<u64, LtObject>,
 }
 
+impl LtState {
+    /// How many handles, descriptors, layouts and preferences there are.
+    pub(crate) fn counts(&self) -> [usize; 4] {
+        let mut counts = [0; 4];
+        for object in self.objects.values() {
+            if let Some(count) = counts.get_mut(usize::from(object.kind)) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+}
+
 /// Which kind of object an attribute belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LtAttribute {

@@ -2,9 +2,10 @@
 //! way of `row_access.rs` first.
 
 use super::alu::Lanes;
-use super::block::{Core, Step, fault};
+use super::block::{Core, Fault, Step, Watch, fault};
+use super::fence::{Letter, Writes};
 use super::place::{Intent, Place};
-use super::record::Accessor;
+use super::record::{Accessor, lanes_of};
 use super::row::Row;
 use super::shadow::Touch;
 use super::step::undefined;
@@ -24,6 +25,7 @@ impl Core<'_> {
         let Op::Load { space, access, bytes, signed, dst, address } = op else { return Ok(()) };
         let element = u32::from(*bytes);
         let total = element * dst.len() as u32;
+        let warp_index = warp.index;
         let intent = Intent { verb: "load", space: *space, bytes: total, writes: false };
         let addresses = self.addresses(warp, active, *address)?;
         if let Some(row) = Row::find(&addresses, active, total)
@@ -36,7 +38,15 @@ impl Core<'_> {
         let mut loaded = self.loaded.take().unwrap_or_default();
         // Unwritten bits of loaded parameters, by destination.
         let mut padding: Option<Box<[Lanes; 8]>> = None;
-        let touch = if *access == Access::Atomic { Touch::AtomicRead } else { Touch::Read };
+        let atomic = access.scope();
+        let touch = if atomic.is_some() { Touch::AtomicRead } else { Touch::Read };
+        let letter = |lane, address, global| match *access {
+            Access::Atomic(order) => {
+                let (hears, writes) = (true, Writes::Nothing);
+                Some(Letter { warp: warp_index, lane, address, global, order, hears, writes })
+            }
+            Access::Plain => None,
+        };
         let (mut sectors, mut banks) = (Sectors::default(), None::<Banks>);
         let mut rest = active;
         while rest != 0 {
@@ -53,6 +63,8 @@ impl Core<'_> {
                         if written != (1 << element) - 1 {
                             let first = offset + step + u64::from(written.trailing_ones());
                             let what = format!("byte {first} of {}", allocation.describe());
+                            let address = addresses[l] + step;
+                            self.watch(warp_index, l, pc, address, element, true);
                             return self.unwritten(lane, addresses[l] + step, what);
                         }
                         value
@@ -61,6 +73,7 @@ impl Core<'_> {
                         Some(value) => value,
                         None => {
                             let what = self.shared_name(offset + step);
+                            self.watch(warp_index, l, pc, offset + step, element, false);
                             return self.unwritten(lane, offset + step, what);
                         }
                     },
@@ -94,16 +107,17 @@ impl Core<'_> {
             }
             match place {
                 Place::Global(index, offset) => {
-                    let atomic = touch == Touch::AtomicRead;
-                    let who = Accessor { warp: warp.index, lane: l, pc, atomic };
+                    let who = Accessor::new(warp.index, l, pc, atomic);
                     self.touch(who, index, offset, total, touch)?;
+                    letter(l, addresses[l], true).into_iter().for_each(|it| self.carry(it));
                     sectors.add(addresses[l], total);
                     self.counters.global_bytes_loaded += u64::from(total);
                 }
                 Place::Shared(offset) => {
-                    let who = Accessor { warp: warp.index, lane: l, pc, atomic: false };
+                    let who = Accessor::new(warp.index, l, pc, atomic);
                     let raced = self.shared_history.note(&self.clocks, who, offset, total, false);
                     raced.or_else(|record| self.shared_race(who, offset, "read", record))?;
+                    letter(l, offset, false).into_iter().for_each(|it| self.carry(it));
                     banks.get_or_insert_default().add(offset, total);
                 }
                 _ => {}
@@ -127,6 +141,56 @@ impl Core<'_> {
         })
     }
 
+    /// Remembers a read of what nothing has written: someone may write it later.
+    fn watch(&mut self, warp: usize, lane: usize, pc: u32, at: u64, bytes: u32, global: bool) {
+        let who = Accessor::new(warp, lane, pc, None);
+        self.watch = Some(Watch { who, at, bytes, global });
+    }
+
+    /// For each lane, the lanes that store the same value to the same address as it does.
+    fn twins(&self, warp: &Warp, active: u32, addresses: &Lanes, op: &Op) -> [u32; 32] {
+        let mut twins = std::array::from_fn(|lane| 1 << lane);
+        let Op::Store { access: Access::Plain, bytes, src, .. } = op else { return twins };
+        let keep = u64::MAX >> (64 - 8 * u32::from(*bytes));
+        let equal = |values: &Lanes, lane: usize, keep: u64| {
+            let first = values[lane] & keep;
+            let bits = values.iter().enumerate();
+            bits.fold(0u32, |lanes, (i, value)| lanes | u32::from(value & keep == first) << i)
+        };
+        let mut rest = active;
+        while rest != 0 {
+            let lane = rest.trailing_zeros() as usize;
+            let mut same = equal(addresses, lane, u64::MAX) & rest;
+            if !same.is_power_of_two() {
+                for value in src {
+                    same &= equal(&self.operands().value(warp, *value), lane, keep);
+                    same &= !undefined(warp, *value);
+                }
+                if same >> lane & 1 == 0 || self.clocks.common(warp.index, same).is_none() {
+                    same = 1 << lane;
+                }
+                lanes_of(same).for_each(|lane| twins[lane] = same);
+            }
+            rest &= !same;
+        }
+        twins
+    }
+
+    /// Notes that lanes of one instruction store one value to the same bytes.
+    fn same_value(&mut self, warp: &Warp, who: Accessor) {
+        if who.lanes.is_power_of_two() || self.notes.contains_key(&who.pc) {
+            return;
+        }
+        let message = format!(
+            "lanes 0x{:08x} of one instruction store the same value to the same bytes; one of them \
+             would do",
+            who.lanes
+        );
+        let finding = Finding::new(FindingKind::SameValue, message);
+        let finding = self.locate_at(warp, who.pc, Fault { lane: who.lane as u32, finding });
+        self.notes.insert(who.pc, (self.position, finding));
+    }
+
     /// Keeps what memory holds that is about to be written, where the launch may run again; `false`
     /// when there is no more room: then it must.
     pub(crate) fn keep(&mut self, index: usize, offset: u64, bytes: u64) -> bool {
@@ -147,7 +211,17 @@ impl Core<'_> {
         {
             return Ok(());
         }
-        let atomic = *access == Access::Atomic;
+        let atomic = access.scope();
+        let touch = if atomic.is_some() { Touch::Atomic } else { Touch::Write };
+        let warp_index = warp.index;
+        let letter = |lane, address, global| match *access {
+            Access::Atomic(order) => {
+                let (hears, writes) = (false, Writes::Value);
+                Some(Letter { warp: warp_index, lane, address, global, order, hears, writes })
+            }
+            Access::Plain => None,
+        };
+        let twins = self.twins(warp, active, &addresses, op);
         let (mut sectors, mut banks) = (Sectors::default(), None::<Banks>);
         for (k, value) in src.iter().enumerate() {
             let unknown = undefined(warp, *value) & active;
@@ -171,21 +245,28 @@ impl Core<'_> {
                 rest &= rest - 1;
                 let l = lane as usize;
                 let place = self.place(warp, lane, addresses[l], intent)?;
+                if twins[l].trailing_zeros() != lane
+                    && matches!(place, Place::Global(..) | Place::Shared(_))
+                {
+                    continue;
+                }
+                let who = Accessor { lanes: twins[l], ..Accessor::new(warp.index, l, pc, atomic) };
                 let all = (1u32 << element) - 1;
                 let defined = partial.as_ref().map_or(all, |defined| defined[l]);
                 match place {
                     Place::Global(index, offset) => {
                         if k == 0 {
-                            let touch = if atomic { Touch::Atomic } else { Touch::Write };
-                            let who = Accessor { warp: warp.index, lane: l, pc, atomic };
                             self.touch(who, index, offset, total, touch)?;
+                            letter(l, addresses[l], true).into_iter().for_each(|it| self.carry(it));
+                            self.same_value(warp, who);
                             if !self.keep(index, offset, total.into()) {
                                 let message = "no room to keep what memory held";
                                 let finding = Finding::new(FindingKind::LimitExceeded, message);
                                 return fault(1 << lane, finding);
                             }
                             sectors.add(addresses[l], total);
-                            self.counters.global_bytes_stored += u64::from(total);
+                            let lanes = twins[l].count_ones();
+                            self.counters.global_bytes_stored += u64::from(total * lanes);
                         }
                         let allocation = &self.launch.allocations[index];
                         for (at, bytes, value) in pieces(offset + step, element, values[l], defined)
@@ -195,11 +276,12 @@ impl Core<'_> {
                     }
                     Place::Shared(offset) => {
                         if k == 0 {
-                            let who = Accessor { warp: warp.index, lane: l, pc, atomic };
                             let raced =
                                 self.shared_history.note(&self.clocks, who, offset, total, true);
                             raced
                                 .or_else(|record| self.shared_race(who, offset, "write", record))?;
+                            letter(l, offset, false).into_iter().for_each(|it| self.carry(it));
+                            self.same_value(warp, who);
                             banks.get_or_insert_default().add(offset, total);
                         }
                         for (at, bytes, value) in pieces(offset + step, element, values[l], defined)

@@ -2,6 +2,7 @@
 
 use super::alu::{Kind, Lanes, Rounding, Ty, add_odd, narrow};
 use super::block::{Core, Step, fault};
+use super::fence::{Letter, Writes};
 use super::place::{Intent, Place};
 use super::record::Accessor;
 use super::shadow::Touch;
@@ -13,7 +14,7 @@ use crate::ptx::ir::{Op, Space, Update};
 impl Core<'_> {
     /// Executes an atomic.
     pub(crate) fn atomic(&mut self, warp: &mut Warp, active: u32, pc: u32, op: &Op) -> Step<()> {
-        let Op::Atomic { space, update, ty, dst, address, operand, swap } = op else {
+        let Op::Atomic { space, order, update, ty, dst, address, operand, swap } = op else {
             return Ok(());
         };
         let bytes = if ty.packed { 4 } else { ty.bits / 8 };
@@ -34,9 +35,9 @@ impl Core<'_> {
             let global = !matches!(space, Space::Shared);
             let apply = |old: u64| updated(*update, *ty, global, old, a[l], b[l]);
             let place = self.place(warp, lane, addresses[l], intent)?;
+            let who = Accessor::new(warp.index, l, pc, Some(order.scope));
             let (old, known) = match place {
                 Place::Global(index, offset) => {
-                    let who = Accessor { warp: warp.index, lane: l, pc, atomic: true };
                     self.touch(who, index, offset, bytes, Touch::Atomic)?;
                     let allocation = &self.launch.allocations[index];
                     let (old, written) = allocation.update(offset, bytes, apply);
@@ -46,7 +47,6 @@ impl Core<'_> {
                     )
                 }
                 Place::Shared(offset) => {
-                    let who = Accessor { warp: warp.index, lane: l, pc, atomic: true };
                     let raced = self.shared_history.note(&self.clocks, who, offset, bytes, true);
                     raced
                         .or_else(|record| self.shared_race(who, offset, "atomic update", record))?;
@@ -67,6 +67,16 @@ impl Core<'_> {
                 return self.unwritten(lane, addresses[l], what);
             }
             old_values[l] = old;
+            let (address, global) = match place {
+                Place::Global(..) => (addresses[l], true),
+                Place::Shared(offset) => (offset, false),
+                Place::Local(_) | Place::Param(_) => continue,
+            };
+            // A compare-and-swap that fails only reads.
+            let failed = *update == Update::CompareAndSwap && old != a[l] & ty.mask();
+            let writes = if failed { Writes::Nothing } else { Writes::Update };
+            let (warp, hears, order) = (warp.index, dst.is_some(), *order);
+            self.carry(Letter { warp, lane: l, address, global, order, hears, writes });
         }
         self.counters.atomics += u64::from(active.count_ones());
         if let Some(dst) = dst {

@@ -1,17 +1,19 @@
 //! One block: its warps, barriers and schedule.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::alu::Lanes;
 use super::clocks::{Clocks, Release};
+use super::fence::{Messages, Variables};
 use super::history::History;
 use super::launch::{Counters, Launch};
+use super::record::{Accessor, Record, lanes_of};
 use super::shared::SharedMemory;
 use super::step::Outcome;
 use super::undo::Undo;
 use super::warp::{Fragment, Wait, Warp, thread_index};
 use crate::finding::{Checked, Finding, FindingKind};
-use crate::ptx::ir::{BarrierKind, Op};
+use crate::ptx::ir::{BarrierKind, Op, Surroundings};
 
 /// Barriers per block.
 pub(crate) const BARRIERS: usize = 16;
@@ -42,20 +44,55 @@ pub(crate) struct Barrier {
     pub(crate) release: Release,
 }
 
+/// A read of bytes that nothing has written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watch {
+    pub(crate) who: Accessor,
+    /// The address, or the offset in shared memory.
+    pub(crate) at: u64,
+    pub(crate) bytes: u32,
+    pub(crate) global: bool,
+}
+
+/// Findings that end nothing, by instruction, with the place of their block in the launch's order.
+pub(crate) type Notes = BTreeMap<u32, (u64, Box<Finding>)>;
+
+/// What blocks that hear of each other have in common.
+#[derive(Debug)]
+pub(crate) struct Common {
+    history: History,
+    variables: Variables,
+}
+
+impl Common {
+    pub(crate) fn new() -> Self {
+        Self { history: History::of_launch(), variables: Variables::new() }
+    }
+}
+
 /// What instructions need besides their warp.
 pub(crate) struct Core<'a> {
     pub(crate) launch: &'a Launch<'a>,
     pub(crate) block: [u32; 3],
     pub(crate) linear: u64,
+    /// The block's place in the launch's order.
+    pub(crate) position: u64,
     pub(crate) shared: SharedMemory,
     pub(crate) clocks: Clocks,
     /// Who accessed which bytes of global and of shared memory.
     pub(crate) global_history: History,
     pub(crate) shared_history: History,
     pub(crate) barriers: Vec<Barrier>,
+    pub(crate) messages: Messages,
+    /// Atomic variables in global memory.
+    pub(crate) variables: Variables,
+    /// The other side of the race that was found last.
+    pub(crate) raced: Option<Record>,
+    pub(crate) watch: Option<Watch>,
+    pub(crate) notes: Notes,
     pub(crate) counters: Counters,
-    /// Of collectives that exited threads are named by: the instructions behind them.
-    pub(crate) ahead: HashMap<u32, Vec<bool>>,
+    /// Of collectives that exited threads are named by: what lies around them.
+    pub(crate) surroundings: HashMap<u32, Surroundings>,
     /// Approximate instructions executed, by index in the code's list.
     pub(crate) approximate: Vec<bool>,
     pub(crate) loaded: Option<Box<[Lanes; 8]>>,
@@ -69,10 +106,11 @@ pub(crate) struct Core<'a> {
 pub(crate) struct Block<'a> {
     core: Core<'a>,
     warps: Vec<Warp>,
+    runnable: Vec<usize>,
     random: u64,
 }
 
-fn next_random(state: &mut u64) -> u64 {
+pub(crate) fn next_random(state: &mut u64) -> u64 {
     // SplitMix64 (G. Steele, D. Lea, C. Flood, OOPSLA 2014).
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
@@ -93,19 +131,25 @@ impl<'a> Block<'a> {
             launch,
             block: [0; 3],
             linear: 0,
+            position: 0,
             shared_history: History::of_shared(shared.size()),
             shared,
-            clocks: Clocks::new(count),
+            clocks: Clocks::new(0, count),
             global_history: History::of_global(),
             barriers: Vec::new(),
+            messages: Messages::default(),
+            variables: Variables::new(),
+            raced: None,
+            watch: None,
+            notes: Notes::new(),
             counters: Counters::default(),
-            ahead: HashMap::new(),
+            surroundings: HashMap::new(),
             approximate: vec![false; code.approximate.len()],
             loaded: None,
             began: 0,
             undo,
         };
-        Self { core, warps, random: 0 }
+        Self { core, warps, runnable: Vec::new(), random: 0 }
     }
 
     /// What the blocks run so far have done.
@@ -113,20 +157,44 @@ impl<'a> Block<'a> {
         (self.core.counters, &self.core.approximate)
     }
 
+    /// What was found that ended nothing.
+    pub(crate) fn notes(&self) -> &Notes {
+        &self.core.notes
+    }
+
+    /// Takes what blocks have in common, or gives it back.
+    pub(crate) fn lend(&mut self, common: &mut Common) {
+        std::mem::swap(&mut self.core.global_history, &mut common.history);
+        std::mem::swap(&mut self.core.variables, &mut common.variables);
+    }
+
     /// What memory held before.
     pub(crate) fn into_undo(self) -> Option<Undo> {
         self.core.undo
     }
 
-    /// Runs block `linear` to its end.
-    pub(crate) fn run(&mut self, linear: u64) -> Checked<()> {
+    /// Runs the block at a position in the launch's order to its end.
+    pub(crate) fn run(&mut self, position: u64) -> Checked<()> {
+        self.start(position);
+        self.go(u64::MAX).map(|_| ())
+    }
+
+    /// Prepares to run the block at a position in the launch's order.
+    pub(crate) fn start(&mut self, position: u64) {
+        let linear = self.core.launch.block_at(position);
+        self.core.position = position;
         let [x, y, _] = self.core.launch.params.grid.map(u64::from);
         self.core.block = [(linear % x) as u32, (linear / x % y) as u32, (linear / (x * y)) as u32];
         self.core.linear = linear;
         self.core.shared.reset();
-        self.core.global_history.reset();
+        if !self.core.launch.communicates {
+            self.core.global_history.reset();
+        }
         self.core.shared_history.reset();
-        self.core.clocks = Clocks::new(self.warps.len());
+        self.core.clocks = Clocks::new(linear as u32, self.warps.len());
+        if self.core.launch.fences {
+            self.core.messages = Messages::new(self.warps.len());
+        }
         self.core.barriers.clear();
         for _ in 0..BARRIERS {
             let arrived = vec![0; self.warps.len()];
@@ -139,34 +207,81 @@ impl<'a> Block<'a> {
         self.core.began = self.core.counters.warp_instructions;
         self.core.counters.blocks += 1;
         self.core.counters.threads += u64::from(self.core.launch.threads_per_block);
-        self.schedule()
+        self.runnable = (0..self.warps.len()).collect();
     }
 
-    fn schedule(&mut self) -> Checked<()> {
-        let mut runnable: Vec<usize> = (0..self.warps.len()).collect();
+    /// Goes on for about `slice` warp instructions; whether the block has ended.
+    pub(crate) fn go(&mut self, slice: u64) -> Checked<bool> {
+        let end = self.core.counters.warp_instructions.saturating_add(slice);
         loop {
-            while !runnable.is_empty() {
-                let draw = next_random(&mut self.random);
-                let slot = (draw % runnable.len() as u64) as usize;
-                let quantum = 16 + (draw >> 32) % 240;
+            while !self.runnable.is_empty() {
                 let before = self.core.counters.warp_instructions;
-                let blocked = self.run_warp(runnable[slot], quantum)?;
+                if before >= end {
+                    return Ok(false);
+                }
+                let draw = next_random(&mut self.random);
+                let slot = (draw % self.runnable.len() as u64) as usize;
+                let quantum = 16 + (draw >> 32) % 240;
+                let ran = self.run_warp(self.runnable[slot], quantum);
+                let blocked = ran.map_err(|finding| self.explain(finding))?;
                 let used = self.core.counters.warp_instructions - before;
                 if !self.core.launch.spend(used) {
-                    return Err(self.runaway(runnable[slot]));
+                    return Err(self.runaway().1);
                 }
                 if blocked {
-                    runnable.swap_remove(slot);
+                    self.runnable.swap_remove(slot);
                 }
             }
             if self.warps.iter().all(|warp| warp.live == 0) {
-                return Ok(());
+                return Ok(true);
             }
-            runnable = self.release_barriers()?;
-            if runnable.is_empty() {
+            self.runnable = self.release_barriers()?;
+            if self.runnable.is_empty() {
                 return Err(self.stuck());
             }
         }
+    }
+
+    /// Says of a read of unwritten bytes who writes them later, if a thread of the block does with no
+    /// barrier between: the rest of the block runs on until it waits.
+    fn explain(&mut self, finding: Box<Finding>) -> Box<Finding> {
+        let watch = self.core.watch.take();
+        let Some(Watch { who, at, bytes, global }) =
+            watch.filter(|_| finding.kind == FindingKind::Uninitialised)
+        else {
+            return finding;
+        };
+        for fragment in &mut self.warps[who.warp].fragments {
+            if fragment.pc == who.pc {
+                fragment.wait = Wait::Stopped;
+            }
+        }
+        let history =
+            if global { &mut self.core.global_history } else { &mut self.core.shared_history };
+        if history.note(&self.core.clocks, who, at, bytes, false).is_err() {
+            return finding;
+        }
+        for index in 0..self.warps.len() {
+            self.core.raced = None;
+            let Err(other) = self.run_warp(index, MOST_AFTER) else { continue };
+            let read = |record: &Record| {
+                (record.block, usize::from(record.warp), record.pc)
+                    == (self.core.clocks.block, who.warp, who.pc)
+                    && record.lanes & who.lanes != 0
+            };
+            if let (true, Some(thread)) = (self.core.raced.as_ref().is_some_and(read), other.thread)
+            {
+                let message = format!(
+                    "{}; thread {} writes it later (ptx line {}), with no barrier between the two: \
+                     a barrier is missing",
+                    finding.message,
+                    text(thread),
+                    other.ptx_line.unwrap_or(0)
+                );
+                return Box::new(Finding { message, ..*finding });
+            }
+        }
+        finding
     }
 
     /// Runs a warp for about `quantum` instructions; `true` if it cannot go on by itself.
@@ -189,7 +304,7 @@ impl<'a> Block<'a> {
             let others = fragments.iter().filter(|f| f.0 != at);
             let limit = others.map(|f| f.1.pc).filter(|pc| *pc > fragments[at].1.pc).min();
             let limit = limit.unwrap_or(u32::MAX);
-            let floor = fragments[at].1.pc;
+            let (floor, mut rounds) = (fragments[at].1.pc, fragments[at].1.rounds);
             loop {
                 if left == 0 {
                     return Ok(false);
@@ -203,10 +318,13 @@ impl<'a> Block<'a> {
                         return Err(self.core.locate_at(warp, pc, *fault));
                     }
                 }
-                let pc = warp.fragments[at].pc;
-                if fragments.len() > 1 && (pc >= limit || pc < floor) {
-                    warp.impatience += u32::from(pc < floor);
-                    break;
+                let Fragment { pc, rounds: now, .. } = warp.fragments[at];
+                if fragments.len() > 1 {
+                    warp.impatience += u32::from(now > rounds);
+                    rounds = now;
+                    if pc >= limit || pc < floor || warp.impatience > PATIENCE {
+                        break;
+                    }
                 }
             }
         }
@@ -292,22 +410,17 @@ impl<'a> Block<'a> {
         let exited =
             warp.launched & !warp.live & !self.core.barriers[id as usize].arrived[warp.index];
         let code = &self.core.launch.entry.code;
-        let behind = code.ahead_of(fragment.pc);
-        let passed = |lane: &u32| {
-            exited >> lane & 1 == 1
-                && behind
-                    .get(warp.last_deeds[*lane as usize] as usize)
-                    .is_some_and(|behind| *behind)
+        let around = code.surroundings(fragment.pc);
+        let passed = |lane: &usize| {
+            let (deed, met) = warp.last_deeds[*lane];
+            around.left_behind(deed, met)
         };
-        let lane = (0..32).find(passed)?;
-        let deed = code.instrs.get(warp.last_deeds[lane as usize] as usize);
+        let lane = lanes_of(exited).find(passed)?;
+        let deed = code.instrs.get(warp.last_deeds[lane].0 as usize);
         let message = format!(
             "threads wait at barrier {id}, but thread {} went on past it without waiting (to ptx \
              line {}); every thread of a block must come to the same barriers, or have returned",
-            text(thread_index(
-                warp.index as u64 * 32 + u64::from(lane),
-                self.core.launch.params.block
-            )),
+            text(thread_index((warp.index * 32 + lane) as u64, self.core.launch.params.block)),
             deed.map_or(0, |instr| instr.line)
         );
         let finding = Finding::new(FindingKind::BarrierDivergence, message);
@@ -315,19 +428,34 @@ impl<'a> Block<'a> {
         Some(self.core.locate_at(other, fragment.pc, Fault { lane, finding }))
     }
 
-    fn runaway(&self, index: usize) -> Box<Finding> {
-        let warp = &self.warps[index];
-        let finding = Finding::new(
-            FindingKind::InstructionBudget,
-            format!(
-                "the launch executed more than its budget of {} warp instructions",
-                self.core.launch.budget
-            ),
-        );
-        let fragment = warp.fragments.first();
-        let (pc, lanes) = fragment.map_or((0, warp.live), |f| (f.pc, f.mask));
-        let lane = lanes.trailing_zeros() & 31;
-        self.core.locate_at(warp, pc, Fault { lane, finding })
+    /// The finding about a launch that does not end: which thread has gone round a loop most often,
+    /// and how often.
+    pub(crate) fn runaway(&self) -> (u32, Box<Finding>) {
+        let budget = self.core.launch.budget;
+        let mut message =
+            format!("the launch executed more than its budget of {budget} warp instructions");
+        let running = self.warps.iter().flat_map(|warp| {
+            let ready = warp.fragments.iter().filter(|f| f.wait == Wait::None);
+            ready.map(move |fragment| (warp, *fragment))
+        });
+        // The first of the most.
+        let most = running.reduce(|a, b| if b.1.rounds > a.1.rounds { b } else { a });
+        let Some((warp, fragment)) = most else {
+            return (0, Finding::new(FindingKind::InstructionBudget, message));
+        };
+        let lane = fragment.mask.trailing_zeros() & 31;
+        let mut pc = fragment.pc;
+        if fragment.rounds > 0 {
+            pc = fragment.looped;
+            let linear = warp.index as u64 * 32 + u64::from(lane);
+            message += &format!(
+                "; thread {} goes round a loop, {} times since its last barrier",
+                text(thread_index(linear, self.core.launch.params.block)),
+                fragment.rounds
+            );
+        }
+        let finding = Finding::new(FindingKind::InstructionBudget, message);
+        (fragment.rounds, self.core.locate_at(warp, pc, Fault { lane, finding }))
     }
 
     /// Nobody can go on: says who waits for what.
@@ -355,7 +483,7 @@ impl<'a> Block<'a> {
                         let missing = mask & warp.live & !fragment.mask;
                         (format!("for lanes 0x{missing:08x} of its warp"), FindingKind::WarpMask)
                     }
-                    Wait::None => continue,
+                    Wait::None | Wait::Stopped => continue,
                 };
                 let rank = |kind| match kind {
                     FindingKind::WarpMask => 0,
@@ -384,6 +512,9 @@ impl<'a> Block<'a> {
         self.core.locate_at(&self.warps[index], fragment.pc, Fault { lane, finding })
     }
 }
+
+/// Instructions a warp runs on after something was found, to say more about it.
+const MOST_AFTER: u64 = 1 << 16;
 
 /// Jumps back after which another fragment of the warp has its turn.
 const PATIENCE: u32 = 64;

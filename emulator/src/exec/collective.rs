@@ -2,6 +2,7 @@
 
 use super::alu::{Lanes, Ty};
 use super::block::{Core, Fault, Step, fault, text};
+use super::record::lanes_of;
 use super::step::{Outcome, undefined};
 use super::warp::{Wait, Warp, thread_index};
 use crate::finding::{Finding, FindingKind};
@@ -61,7 +62,9 @@ impl Core<'_> {
             rest &= !group;
             self.perform(warp, group, collective)?;
         }
-        warp.fragments[at].pc += 1;
+        let fragment = &mut warp.fragments[at];
+        fragment.met = fragment.pc;
+        fragment.pc += 1;
         Ok(Outcome::Continue)
     }
 
@@ -96,7 +99,7 @@ impl Core<'_> {
                     self.clocks.sync_lanes(warp.index, together & named);
                     for fragment in &mut warp.fragments {
                         if fragment.wait == Wait::Lanes(named) && is_sync(fragment.pc) {
-                            fragment.wait = Wait::None;
+                            (fragment.wait, fragment.met) = (Wait::None, fragment.pc);
                             fragment.pc += 1;
                         }
                     }
@@ -125,19 +128,19 @@ impl Core<'_> {
         }
         let launch = self.launch;
         let code = &launch.entry.code;
-        let behind = self.ahead.entry(pc).or_insert_with(|| code.ahead_of(pc));
-        let deed = |lane: u32| warp.last_deeds[lane as usize & 31];
-        let passed = |lane: &u32| {
-            gone >> lane & 1 == 1 && behind.get(deed(*lane) as usize).is_some_and(|yes| *yes)
+        let around = self.surroundings.entry(pc).or_insert_with(|| code.surroundings(pc));
+        let passed = |lane: &usize| {
+            let (deed, met) = warp.last_deeds[*lane];
+            around.left_behind(deed, met)
         };
-        let Some(lane) = (0..32).find(passed) else { return Ok(()) };
-        let linear = warp.index as u64 * 32 + u64::from(lane);
+        let Some(lane) = lanes_of(gone).find(passed) else { return Ok(()) };
+        let linear = (warp.index * 32 + lane) as u64;
         let message = format!(
             "a mask names thread {}, which passed this warp-wide instruction by (to ptx line {}) and \
              returned; threads that a mask names must come to the same instruction, or have returned \
              ahead of it",
             text(thread_index(linear, self.launch.params.block)),
-            code.instrs.get(deed(lane) as usize).map_or(0, |instr| instr.line)
+            code.instrs.get(warp.last_deeds[lane].0 as usize).map_or(0, |instr| instr.line)
         );
         fault(named & warp.live, Finding::new(FindingKind::WarpMask, message))
     }

@@ -33,6 +33,16 @@ struct Group {
     cells: Option<Cells>,
 }
 
+/// Whether a row was recorded among rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Noted {
+    Yes,
+    /// There is no race, and no more room.
+    Full,
+    /// There may be a race.
+    No,
+}
+
 /// Room for new row records, kept from spread groups.
 type Pool = Vec<Cells>;
 
@@ -49,12 +59,12 @@ impl Group {
         }
     }
 
-    /// Records a row among rows; `false` if rows do not suffice or there may be a race.
-    fn note_row(&mut self, clocks: &Clocks, now: RowRecord, write: bool) -> bool {
+    /// Records a row among rows, if rows suffice.
+    fn note_row(&mut self, clocks: &Clocks, now: RowRecord, write: bool) -> Noted {
         if !self.writes.iter().all(|old| old.harmless(clocks, &now))
             || write && !self.reads.iter().all(|old| old.harmless(clocks, &now))
         {
-            return false;
+            return Noted::No;
         }
         let list = if write { &mut self.writes } else { &mut self.reads };
         let twin = list.iter_mut().find(|old| {
@@ -69,7 +79,7 @@ impl Group {
         } else {
             list.retain(|old| !(now.covers(old) && old.before(clocks, &now)));
             if list.len() >= MOST_ROWS {
-                return false;
+                return Noted::Full;
             }
             list.push(now);
         }
@@ -77,7 +87,7 @@ impl Group {
             // A later access that comes after this one comes after those too.
             self.reads.retain(|old| !now.covers(old));
         }
-        true
+        Noted::Yes
     }
 
     /// The records by word, made from those by row if need be.
@@ -107,6 +117,8 @@ pub(crate) struct History {
     used: usize,
     pool: Pool,
     most_readers: usize,
+    /// Of all blocks of a launch: readers beyond a group's rows are forgotten.
+    of_launch: bool,
 }
 
 impl History {
@@ -115,14 +127,32 @@ impl History {
         Self::new(bytes.div_ceil(GROUP as usize), false, usize::MAX)
     }
 
-    /// Of global memory.
+    /// Of global memory, by one block.
     pub(crate) fn of_global() -> Self {
         Self::new(64, true, MOST_READERS)
     }
 
+    /// Of global memory, by all blocks of a launch.
+    pub(crate) fn of_launch() -> Self {
+        Self { of_launch: true, ..Self::of_global() }
+    }
+
+    /// Groups that are remembered.
+    fn most_groups(&self) -> usize {
+        if self.of_launch { 16 * MOST_GROUPS } else { MOST_GROUPS }
+    }
+
     fn new(groups: usize, hashed: bool, most_readers: usize) -> Self {
         let groups = (0..groups).map(|_| Group::default()).collect();
-        Self { groups, hashed, generation: 1, used: 0, pool: Vec::new(), most_readers }
+        Self {
+            groups,
+            hashed,
+            generation: 1,
+            used: 0,
+            pool: Vec::new(),
+            most_readers,
+            of_launch: false,
+        }
     }
 
     /// Forgets everything, for the next block.
@@ -141,7 +171,7 @@ impl History {
             }
             return Some(at);
         }
-        if self.used * 2 >= self.groups.len() && self.groups.len() < 2 * MOST_GROUPS {
+        if self.used * 2 >= self.groups.len() && self.groups.len() < 2 * self.most_groups() {
             self.grow();
         }
         let mask = self.groups.len() - 1;
@@ -149,7 +179,7 @@ impl History {
         loop {
             let group = &self.groups[at];
             if group.generation != self.generation {
-                if self.used >= MOST_GROUPS {
+                if self.used >= self.most_groups() {
                     return None;
                 }
                 self.used += 1;
@@ -210,6 +240,7 @@ impl History {
                 lanes: row.lanes,
                 clock,
                 pc,
+                block: clocks.block,
                 warp: warp as u16,
                 from: (at - number * GROUP) as u8,
                 to: (next - number * GROUP) as u8,
@@ -238,9 +269,14 @@ impl History {
             let (low, high) = (lane(part.from.into()), lane(u64::from(part.to) - 1));
             part.lanes &= u32::MAX << (low & 31) & u32::MAX >> (31 - (high & 31));
         }
+        let of_launch = self.of_launch;
         let group = &mut self.groups[at];
-        if group.cells.is_none() && group.note_row(clocks, part, write) {
-            return true;
+        if group.cells.is_none() {
+            match group.note_row(clocks, part, write) {
+                Noted::Yes => return true,
+                Noted::Full if of_launch && !write => return true,
+                Noted::Full | Noted::No => {}
+            }
         }
         let cells = group.cells(number, &mut self.pool);
         let mut fine = true;
@@ -270,10 +306,12 @@ impl History {
             let number = (word / WORDS) as u64;
             let Some(at) = self.slot(number) else { continue };
             let record = Record {
+                block: clocks.block,
                 warp: who.warp as u16,
                 bytes,
                 atomic: who.atomic,
-                lanes: 1 << who.lane,
+                same: write && who.lanes.count_ones() > 1,
+                lanes: who.lanes,
                 clock,
                 pc: who.pc,
                 write,
@@ -295,9 +333,10 @@ mod tests {
     use super::*;
     use crate::exec::clocks::Release;
     use crate::exec::record::lanes_of;
+    use crate::ptx::ir::Scope;
 
     fn at(warp: usize, lane: usize) -> Accessor {
-        Accessor { warp, lane, pc: 0, atomic: false }
+        Accessor::new(warp, lane, 0, None)
     }
 
     /// A row of all lanes.
@@ -314,7 +353,7 @@ mod tests {
     #[test]
     fn races_are_between_unordered_threads_and_by_byte() {
         for mut history in [History::of_shared(64), History::of_global()] {
-            let mut clocks = Clocks::new(2);
+            let mut clocks = Clocks::new(0, 2);
             history.note(&clocks, at(0, 3), 4, 2, true).unwrap();
             history.note(&clocks, at(1, 3), 6, 2, true).unwrap();
             assert_eq!(history.note(&clocks, at(1, 0), 4, 4, false).unwrap_err().warp, 0);
@@ -327,7 +366,7 @@ mod tests {
 
     #[test]
     fn halves_of_a_word_belong_to_different_threads() {
-        let (mut history, clocks) = (History::of_global(), Clocks::new(1));
+        let (mut history, clocks) = (History::of_global(), Clocks::new(0, 1));
         history.note(&clocks, at(0, 0), 8, 2, true).unwrap();
         history.note(&clocks, at(0, 1), 10, 2, true).unwrap();
         history.note(&clocks, at(0, 1), 10, 2, false).unwrap();
@@ -337,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_warp_sync_orders_its_lanes_and_no_others() {
-        let (mut shared, mut clocks) = (History::of_shared(64), Clocks::new(1));
+        let (mut shared, mut clocks) = (History::of_shared(64), Clocks::new(0, 1));
         shared.note(&clocks, at(0, 0), 0, 4, true).unwrap();
         assert!(shared.note(&clocks, at(0, 1), 0, 4, false).is_err());
         clocks.sync_lanes(0, 0b11);
@@ -349,8 +388,8 @@ mod tests {
 
     #[test]
     fn atomics_race_with_plain_accesses_only() {
-        let (mut shared, clocks) = (History::of_shared(64), Clocks::new(2));
-        let atomic = |warp| Accessor { atomic: true, ..at(warp, 0) };
+        let (mut shared, clocks) = (History::of_shared(64), Clocks::new(0, 2));
+        let atomic = |warp| Accessor { atomic: Some(Scope::Block), ..at(warp, 0) };
         shared.note(&clocks, atomic(0), 0, 4, true).unwrap();
         shared.note(&clocks, atomic(1), 0, 4, true).unwrap();
         assert!(shared.note(&clocks, at(0, 1), 0, 4, false).is_err());
@@ -358,7 +397,7 @@ mod tests {
 
     #[test]
     fn tables_grow_without_forgetting_and_start_anew_for_each_block() {
-        let (mut history, clocks) = (History::of_global(), Clocks::new(1));
+        let (mut history, clocks) = (History::of_global(), Clocks::new(0, 1));
         for word in 0..10_000u64 {
             history.note(&clocks, at(0, 1), 4 * word * 7, 4, true).unwrap();
         }
@@ -372,7 +411,7 @@ mod tests {
 
     #[test]
     fn rows_of_the_same_threads_agree_and_shifted_ones_race() {
-        let (mut history, mut clocks) = (History::of_global(), Clocks::new(2));
+        let (mut history, mut clocks) = (History::of_global(), Clocks::new(0, 2));
         assert!(history.note_row(&clocks, 0, 0, &row(4096, 4), false));
         assert!(history.note_row(&clocks, 0, 1, &row(4096, 4), true));
         assert!(history.note_row(&clocks, 0, 2, &row(4096, 4), false));
@@ -387,7 +426,7 @@ mod tests {
 
     #[test]
     fn rows_and_single_lanes_meet_to_the_byte() {
-        let (mut history, mut clocks) = (History::of_shared(1024), Clocks::new(2));
+        let (mut history, mut clocks) = (History::of_shared(1024), Clocks::new(0, 2));
         let halves = Row { first: 8, count: 8, lanes: 0xff00, ..row(0, 2) };
         assert!(history.note_row(&clocks, 0, 0, &halves, true));
         history.note(&clocks, at(1, 0), 16, 2, true).unwrap();
@@ -413,7 +452,7 @@ mod tests {
         };
         let (mut races, mut clean) = (0, 0);
         for _ in 0..3000 {
-            let mut clocks = Clocks::new(3);
+            let mut clocks = Clocks::new(0, 3);
             let (mut by_row, mut by_lane) = (History::of_shared(2048), History::of_shared(2048));
             for _ in 0..24 {
                 if random(3) == 0 {

@@ -77,11 +77,20 @@ pub struct LaunchOptions {
     pub instruction_budget: u64,
     /// Worker threads; results do not depend on it.
     pub threads: usize,
+    /// Blocks that are in flight together at most, where blocks wait for each other. As on a device,
+    /// one that waits for a block beyond them waits for ever.
+    pub resident_blocks: u64,
 }
 
 impl Default for LaunchOptions {
     fn default() -> Self {
-        Self { seed: 0, order: BlockOrder::Permuted, instruction_budget: 1 << 34, threads: 2 }
+        Self {
+            seed: 0,
+            order: BlockOrder::Permuted,
+            instruction_budget: 1 << 34,
+            threads: 2,
+            resident_blocks: 1024,
+        }
     }
 }
 
@@ -121,6 +130,8 @@ pub struct LaunchReport {
     pub counters: Counters,
     /// Instructions executed whose result is not what the hardware computes bit for bit.
     pub approximate: Vec<String>,
+    /// What was found that ends nothing: [`FindingKind::SameValue`], once per instruction.
+    pub notes: Vec<Finding>,
     /// Global address ranges (start, end) that were read, ascending and apart.
     #[serde(skip)]
     pub reads: Vec<(u64, u64)>,
@@ -160,6 +171,11 @@ pub(crate) struct Launch<'a> {
     pub(crate) seed: u64,
     pub(crate) order: BlockOrder,
     pub(crate) blocks: u64,
+    pub(crate) resident: u64,
+    /// Whether blocks may hear of each other.
+    pub(crate) communicates: bool,
+    /// Whether fences, or atomics that act as one, may order memory.
+    pub(crate) fences: bool,
     pub(crate) budget: u64,
     spent: AtomicU64,
 }
@@ -294,15 +310,20 @@ pub fn launch(
         seed: options.seed,
         order: options.order,
         blocks: params.grid.iter().map(|extent| u64::from(*extent)).product(),
+        resident: options.resident_blocks,
+        communicates: entry.code.communicates(),
+        fences: entry.code.has_fences(),
         budget: options.instruction_budget,
         spent: AtomicU64::new(0),
     };
-    let (counters, used) = blocks::run(&mut launch, options.threads)?;
+    let blocks::Totals { counters, approximate: used, notes } =
+        blocks::run(&mut launch, options.threads)?;
     let names = entry.code.approximate.iter().zip(used);
     let approximate = names.filter(|(_, used)| *used).map(|(name, _)| name.clone()).collect();
     let (reads, writes) =
         launch.shadow.ranges(launch.allocations.iter().map(|found| (found.base, found.size)));
-    Ok(LaunchReport { counters, approximate, reads, writes })
+    let notes = notes.into_values().map(|(_, finding)| *finding).collect();
+    Ok(LaunchReport { counters, approximate, notes, reads, writes })
 }
 
 #[cfg(test)]

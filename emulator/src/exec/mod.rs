@@ -8,6 +8,7 @@ mod block;
 mod blocks;
 mod clocks;
 mod collective;
+mod fence;
 mod history;
 mod launch;
 mod place;

@@ -6,6 +6,7 @@ use super::shadow::{self, Conflict, Touch};
 use super::warp::thread_index;
 use crate::finding::{Finding, FindingKind};
 use crate::memory::Allocation;
+use crate::ptx::ir::Scope;
 
 impl Core<'_> {
     /// Checks an access to global memory against those of other threads and blocks.
@@ -19,7 +20,7 @@ impl Core<'_> {
     ) -> Step<()> {
         let launch = self.launch;
         let allocation = &launch.allocations[index];
-        if launch.threads_per_block > 1 {
+        if launch.threads_per_block > 1 || launch.communicates {
             let write = matches!(touch, Touch::Write | Touch::Atomic);
             let address = allocation.base + offset;
             let raced = self.global_history.note(&self.clocks, who, address, bytes, write);
@@ -33,23 +34,37 @@ impl Core<'_> {
             offset,
             bytes: u64::from(bytes),
         };
-        launch.shadow.touch(place, self.linear, touch).or_else(|conflict| {
+        launch.shadow.touch(place, self.shadow_id(), touch).or_else(|conflict| {
             self.global_race(who.lane as u32, allocation, offset, touch, conflict)
         })
     }
 
+    /// As whom the block touches memory in the record by block. Where blocks hear of each other, the
+    /// record by thread knows what is ordered, and this one only what was touched.
+    pub(crate) fn shadow_id(&self) -> u64 {
+        if self.launch.communicates { 0 } else { self.linear }
+    }
+
     #[cold]
     fn block_race(
-        &self,
+        &mut self,
         who: Accessor,
         allocation: &Allocation,
         offset: u64,
         touch: Touch,
         record: Record,
     ) -> Step<()> {
+        self.raced = Some(record);
+        let missing = if record.block == self.clocks.block {
+            "a barrier is missing between them"
+        } else if who.atomic == Some(Scope::Block) || record.atomic == Some(Scope::Block) {
+            "an atomic with the scope of a block is none for other blocks"
+        } else {
+            "nothing orders blocks but a release (`__threadfence()`, then an atomic) that the other \
+             side acquires (an atomic, then `__threadfence()`), both with the device's scope"
+        };
         let message = format!(
-            "{} of byte {offset} of an allocation is not ordered with the {}; a barrier is missing \
-             between them",
+            "{} of byte {offset} of an allocation is not ordered with the {}; {missing}",
             match touch {
                 Touch::Read | Touch::AtomicRead => "read",
                 Touch::Write => "write",
@@ -64,13 +79,23 @@ impl Core<'_> {
     /// The other access of a race in words.
     fn other_side(&self, who: Accessor, record: Record) -> String {
         // The report names one thread of the other side that is not the offender.
-        let own = if usize::from(record.warp) == who.warp { 1 << who.lane } else { 0 };
+        let own_warp = (record.block, usize::from(record.warp)) == (self.clocks.block, who.warp);
+        let own = if own_warp { 1 << who.lane } else { 0 };
         let lane = u64::from((record.lanes & !own).trailing_zeros() & 31);
         let linear = u64::from(record.warp) * 32 + lane;
-        let thread = thread_index(linear, self.launch.params.block);
+        let mut thread = text(thread_index(linear, self.launch.params.block));
+        if record.block != self.clocks.block {
+            let [x, y, _] = self.launch.params.grid;
+            let i = record.block;
+            thread = format!("{thread} of block {}", text([i % x, i / x % y, i / x / y]));
+        }
         let line = self.launch.entry.code.instrs.get(record.pc as usize).map_or(0, |i| i.line);
-        let verb = if record.write { "write" } else { "read" };
-        format!("{verb} by thread {} at ptx line {line}", text(thread))
+        let verb = match (record.atomic, record.write) {
+            (Some(_), true) => "atomic update",
+            (_, true) => "write",
+            (_, false) => "read",
+        };
+        format!("{verb} by thread {thread} at ptx line {line}")
     }
 
     #[cold]
@@ -107,12 +132,13 @@ impl Core<'_> {
 
     #[cold]
     pub(crate) fn shared_race(
-        &self,
+        &mut self,
         who: Accessor,
         offset: u64,
         verb: &str,
         record: Record,
     ) -> Step<()> {
+        self.raced = Some(record);
         let name = self.shared.extent(offset, 1).map_or("?", |extent| extent.name.as_str());
         let start = self.shared.extent(offset, 1).map_or(0, |extent| u64::from(extent.start));
         let message = format!(

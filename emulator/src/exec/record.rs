@@ -1,6 +1,7 @@
 //! Records of accesses that nothing later is known to follow: by row, and by word and byte.
 
 use super::clocks::Clocks;
+use crate::ptx::ir::Scope;
 
 /// Bytes of a group.
 pub(super) const GROUP: u64 = 128;
@@ -11,15 +12,28 @@ pub(crate) struct Accessor {
     pub(crate) warp: usize,
     pub(crate) lane: usize,
     pub(crate) pc: u32,
-    pub(crate) atomic: bool,
+    /// The scope of an atomic access.
+    pub(crate) atomic: Option<Scope>,
+    /// Lanes that store the same value to the same bytes; else the one.
+    pub(crate) lanes: u32,
+}
+
+impl Accessor {
+    /// One lane.
+    pub(crate) fn new(warp: usize, lane: usize, pc: u32, atomic: Option<Scope>) -> Self {
+        Self { warp, lane, pc, atomic, lanes: 1 << lane }
+    }
 }
 
 /// Accesses of one instruction by lanes of one warp with equal clocks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Record {
+    pub(crate) block: u32,
     pub(crate) warp: u16,
     pub(super) bytes: u8,
-    pub(super) atomic: bool,
+    pub(crate) atomic: Option<Scope>,
+    /// Whether all lanes stored one value.
+    pub(super) same: bool,
     pub(crate) lanes: u32,
     pub(super) clock: u32,
     pub(crate) pc: u32,
@@ -29,7 +43,7 @@ pub(crate) struct Record {
 impl Record {
     /// Whether both are accesses of one warp instruction to the same bytes.
     pub(super) fn same_instruction(&self, other: &Self) -> bool {
-        self.warp == other.warp
+        (self.block, self.warp) == (other.block, other.warp)
             && self.clock == other.clock
             && self.bytes == other.bytes
             && self.pc == other.pc
@@ -39,10 +53,24 @@ impl Record {
     /// Whether it is ordered before what the lanes of `now` do.
     pub(super) fn before(&self, clocks: &Clocks, now: &Self) -> bool {
         let (warp, other) = (usize::from(now.warp), usize::from(self.warp));
-        if clocks.known(other, self.lanes, self.clock, warp) {
-            return true;
+        if self.block == now.block {
+            // A lane that takes part in a store of one value reads that value, whoever stored it.
+            let own = self.same && !now.write && warp == other && now.lanes & !self.lanes == 0;
+            if own || clocks.known(other, self.lanes, self.clock, warp) {
+                return true;
+            }
         }
-        lanes_of(now.lanes).all(|lane| clocks.ordered(other, self.lanes, self.clock, warp, lane))
+        lanes_of(now.lanes)
+            .all(|lane| clocks.ordered(self.block, other, self.lanes, self.clock, warp, lane))
+    }
+
+    /// Whether both are atomic, and each for the other's thread: then they do not race. (PTX ISA,
+    /// memory consistency model, "morally strong".)
+    fn strong(&self, other: &Self) -> bool {
+        match (self.atomic, other.atomic) {
+            (Some(a), Some(b)) => self.block == other.block || a.min(b) == Scope::Device,
+            _ => false,
+        }
     }
 }
 
@@ -56,6 +84,7 @@ pub(super) struct RowRecord {
     pub(super) lanes: u32,
     pub(super) clock: u32,
     pub(super) pc: u32,
+    pub(super) block: u32,
     pub(super) warp: u16,
     /// Bytes of the group, half open.
     pub(super) from: u8,
@@ -70,7 +99,7 @@ impl RowRecord {
 
     /// Whether every byte of both belongs to the same thread in both.
     pub(super) fn same_threads(&self, other: &Self) -> bool {
-        self.warp == other.warp
+        (self.block, self.warp) == (other.block, other.warp)
             && self.origin == other.origin
             && self.step == other.step
             && !self.uniform
@@ -79,8 +108,11 @@ impl RowRecord {
 
     /// Whether it is ordered before `now`, as far as can be said for the row as a whole.
     pub(super) fn before(&self, clocks: &Clocks, now: &Self) -> bool {
+        let Self { block, lanes, clock, .. } = *self;
+        let (other, warp) = (usize::from(self.warp), usize::from(now.warp));
         self.same_threads(now)
-            || clocks.known(usize::from(self.warp), self.lanes, self.clock, usize::from(now.warp))
+            || block == now.block && clocks.known(other, lanes, clock, warp)
+            || clocks.all_told((block, other, lanes, clock), warp, now.lanes)
     }
 
     pub(super) fn harmless(&self, clocks: &Clocks, now: &Self) -> bool {
@@ -89,8 +121,11 @@ impl RowRecord {
 
     /// The accesses by word: word of the group and record.
     pub(super) fn by_word(&self, group: u64, write: bool, mut each: impl FnMut(usize, Record)) {
-        let Self { warp, clock, pc, .. } = *self;
-        let record = |bytes, lanes| Record { warp, bytes, atomic: false, lanes, clock, pc, write };
+        let Self { block, warp, clock, pc, .. } = *self;
+        let record = |bytes, lanes| {
+            let (atomic, same) = (None, false);
+            Record { block, warp, bytes, atomic, same, lanes, clock, pc, write }
+        };
         let base = group * GROUP;
         if self.uniform {
             for (word, bytes) in words(u64::from(self.from), u32::from(self.to - self.from)) {
@@ -137,8 +172,12 @@ impl Cell {
             record.bytes != 0
         };
         self.reads.retain_mut(keep);
-        if !now.atomic {
+        if now.atomic.is_none() {
             self.writes.retain_mut(keep);
+        }
+        // Of many atomic updates the last ones are kept.
+        if now.atomic.is_some() && self.writes.len() >= most_readers {
+            self.writes.remove(0);
         }
         remember(&mut self.writes, clocks, now, usize::MAX);
         Ok(())
@@ -166,7 +205,7 @@ pub(super) fn words(offset: u64, bytes: u32) -> impl Iterator<Item = (usize, u8)
 /// `Err` with a record that overlaps the bytes and is not ordered before `now`.
 fn conflict(records: &[Record], clocks: &Clocks, now: &Record) -> Result<(), Record> {
     for record in records {
-        if record.bytes & now.bytes == 0 || record.atomic && now.atomic {
+        if record.bytes & now.bytes == 0 || record.strong(now) {
             continue;
         }
         if !record.before(clocks, now) {

@@ -58,7 +58,7 @@ impl Core<'_> {
                 self.shared_history.note_row(&self.clocks, warp.index, pc, &row, write)
             }
             Home::Global(allocation, offset) => {
-                let alone = launch.threads_per_block == 1;
+                let alone = launch.threads_per_block == 1 && !launch.communicates;
                 if !alone && !self.global_history.note_row(&self.clocks, warp.index, pc, row, write)
                 {
                     return false;
@@ -66,7 +66,7 @@ impl Core<'_> {
                 let size = launch.allocations[allocation].size;
                 let place = Place { allocation, size, offset, bytes: row.len() };
                 let touch = if write { Touch::Write } else { Touch::Read };
-                launch.shadow.touch_row(place, self.linear, touch)
+                launch.shadow.touch_row(place, self.shadow_id(), touch)
             }
         }
     }

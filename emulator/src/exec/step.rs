@@ -161,6 +161,7 @@ impl Core<'_> {
             Op::ActiveMask { dst } => {
                 warp.write(*dst, active, &[u64::from(active); 32], 0);
             }
+            Op::Fence(order) => self.fence(warp.index, active, *order),
             Op::Nothing => {}
             Op::Exit => return self.exit(warp, at, active),
             Op::Trap(message) => {
@@ -325,14 +326,14 @@ impl Core<'_> {
     }
 
     fn exit(&mut self, warp: &mut Warp, at: usize, active: u32) -> Step<Outcome> {
-        let Fragment { deed, apart, mask, .. } = warp.fragments[at];
+        let Fragment { deed, met, apart, mask, .. } = warp.fragments[at];
         if apart && mask != warp.live {
             warp.left_apart |= active;
         }
         warp.live &= !active;
         for (lane, last) in warp.last_deeds.iter_mut().enumerate() {
             if active >> lane & 1 == 1 {
-                *last = deed;
+                *last = (deed, met);
             }
         }
         let fragment = &mut warp.fragments[at];
@@ -372,6 +373,7 @@ impl Core<'_> {
         } else {
             self.predicate(warp, mask, *predicate, *negated)?
         };
+        self.acquire_at_barrier(warp.index, mask);
         let waiting = self.barriers[id as usize].arrived.iter().any(|lanes| *lanes != 0);
         let barrier = &mut self.barriers[id as usize];
         if waiting && barrier.threads != count {
@@ -391,7 +393,7 @@ impl Core<'_> {
         self.clocks.arrive(&mut barrier.release, warp.index, mask);
         self.counters.barriers += 1;
         let fragment = &mut warp.fragments[at];
-        (fragment.deed, fragment.rounds) = (0, 0);
+        (fragment.deed, fragment.met, fragment.rounds) = (0, fragment.pc, 0);
         if *kind == BarrierKind::Arrive {
             warp.fragments[at].pc += 1;
             return Ok(Outcome::Continue);

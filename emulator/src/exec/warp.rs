@@ -14,6 +14,8 @@ pub(crate) enum Wait {
     Barrier(u32),
     /// The other threads of a warp-wide instruction's mask.
     Lanes(u32),
+    /// Nothing any more: something was found here.
+    Stopped,
 }
 
 /// Threads of a warp that are at the same instruction.
@@ -25,6 +27,8 @@ pub(crate) struct Fragment {
     /// The furthest instruction that touched memory or other threads since the last barrier; after a
     /// jump back, not further than where it led.
     pub(crate) deed: u32,
+    /// The last barrier or warp-wide instruction it executed; none after a jump back to before it.
+    pub(crate) met: u32,
     /// Whether its threads, apart from others of the warp, did such a thing or went apart again.
     pub(crate) apart: bool,
     /// Jumps back since the last barrier, and where the last one was.
@@ -39,12 +43,22 @@ impl Fragment {
             return Self { pc: target, ..self };
         }
         let (deed, rounds) = (self.deed.min(target), self.rounds.saturating_add(1));
-        Self { pc: target, deed, rounds, looped: self.pc, ..self }
+        let met = if target <= self.met { u32::MAX } else { self.met };
+        Self { pc: target, deed, met, rounds, looped: self.pc, ..self }
     }
 
     /// Threads that start at the first instruction.
     fn start(mask: u32) -> Self {
-        Self { pc: 0, mask, wait: Wait::None, deed: 0, apart: false, rounds: 0, looped: 0 }
+        Self {
+            pc: 0,
+            mask,
+            wait: Wait::None,
+            deed: 0,
+            met: u32::MAX,
+            apart: false,
+            rounds: 0,
+            looped: 0,
+        }
     }
 }
 
@@ -63,8 +77,8 @@ pub(crate) struct Warp {
     bits: HashMap<Reg, Box<Lanes>>,
     pub(crate) tid: [Lanes; 3],
     pub(crate) local: Local,
-    /// For lanes that have exited, [`Fragment::deed`] at their end.
-    pub(crate) last_deeds: [u32; 32],
+    /// For lanes that have exited, [`Fragment::deed`] and [`Fragment::met`] at their end.
+    pub(crate) last_deeds: [(u32, u32); 32],
     /// Lanes that exited inside a branch that others of the warp did not take.
     pub(crate) left_apart: u32,
     /// Jumps back by one fragment while another could run.
@@ -131,7 +145,7 @@ impl Warp {
                 data: vec![0; 32 * local_bytes],
                 written: vec![false; 32 * local_bytes],
             },
-            last_deeds: [0; 32],
+            last_deeds: [(0, u32::MAX); 32],
             left_apart: 0,
             impatience: 0,
             turn: 0,
@@ -215,11 +229,12 @@ impl Warp {
             let mut j = i + 1;
             while j < self.fragments.len() {
                 let (a, b) = (self.fragments[i], self.fragments[j]);
-                let barrier = |wait| matches!(wait, Wait::Barrier(_));
-                if a.pc == b.pc && !barrier(a.wait) && !barrier(b.wait) {
+                let alone = |wait| matches!(wait, Wait::Barrier(_) | Wait::Stopped);
+                if a.pc == b.pc && !alone(a.wait) && !alone(b.wait) {
                     let merged = Fragment {
                         mask: a.mask | b.mask,
                         deed: a.deed.max(b.deed),
+                        met: if a.met == b.met { a.met } else { u32::MAX },
                         apart: a.apart || b.apart,
                         rounds: a.rounds.max(b.rounds),
                         looped: if a.rounds < b.rounds { b.looped } else { a.looped },

@@ -11,7 +11,7 @@ pub enum Fidelity {
     /// The hardware's last bits are not documented; the result here is the correctly rounded one, and
     /// the launch report names the instruction.
     Approximate,
-    /// Accepted and without effect on results (hints, fences, sleeps).
+    /// Accepted and without effect on results (hints, sleeps).
     NoEffect,
     /// Refused when the module is loaded.
     Unsupported,
@@ -195,8 +195,8 @@ pub const CAPABILITIES: &[Capability] = &[
     ),
     row(
         "membar, fence",
-        "all scopes; they order nothing here",
-        NoEffect,
+        "all scopes (a cluster is a block)",
+        Exact,
         "membar.gl; fence.acq_rel.gpu; fence.sc.cta",
     ),
     row(

@@ -1,8 +1,8 @@
 //! Lowers single instructions: opcode and modifiers to an operation.
 
 use super::ir::{
-    Access, Address, BarrierKind, Collective, Guard, Op, Reduction, Reg, SINK, Shuffle, Space, Src,
-    Update, Vote,
+    Access, Address, BarrierKind, Collective, Guard, Op, Order, Reduction, Reg, SINK, Scope,
+    Shuffle, Space, Src, Update, Vote,
 };
 use super::lower::{Lowered, Lowerer};
 use super::tree::{Instruction, Operand};
@@ -73,6 +73,19 @@ pub(crate) const REFUSED: &[&str] = &[
 
 const UNSIGNED32: Ty = Ty { kind: Kind::Unsigned, bits: 32, packed: false };
 
+/// What the modifiers of an atomic access or a fence say of order; a fence without any does all.
+fn order_of(opcode: &Opcode<'_>, fence: bool) -> Order {
+    // There are no clusters: one is a block.
+    let near = opcode.has("cta") || opcode.has("cluster");
+    let (acquire, release) = (opcode.has("acquire"), opcode.has("release"));
+    let both = opcode.has("acq_rel") || fence && !acquire && !release;
+    Order {
+        scope: if near { Scope::Block } else { Scope::Device },
+        acquires: both || acquire,
+        releases: both || release,
+    }
+}
+
 impl<'a> Lowerer<'a> {
     pub(super) fn instruction(&mut self, instruction: &Instruction<'a>) -> Lowered<()> {
         let guard = self.guard(instruction)?;
@@ -111,9 +124,8 @@ impl<'a> Lowerer<'a> {
             "membar" | "fence" if opcode.has("proxy") => {
                 self.error("proxy fences: not modelled yet")
             }
-            "membar" | "fence" | "nanosleep" | "pmevent" | "prefetch" | "prefetchu" => {
-                self.simple(guard, Op::Nothing)
-            }
+            "membar" | "fence" => self.simple(guard, Op::Fence(order_of(&opcode, true))),
+            "nanosleep" | "pmevent" | "prefetch" | "prefetchu" => self.simple(guard, Op::Nothing),
             "bar" | "barrier" => self.barrier(guard, &opcode, operands),
             "shfl" | "vote" | "match" | "redux" | "elect" => {
                 self.collective(guard, &opcode, operands)
@@ -301,7 +313,9 @@ impl<'a> Lowerer<'a> {
                 "shared" | "shared::cta" => space = Space::Shared,
                 "local" => space = Space::Local,
                 "param" | "param::entry" | "param::func" => space = Space::Param,
-                "relaxed" | "acquire" | "release" | "acq_rel" => access = Access::Atomic,
+                "relaxed" | "acquire" | "release" | "acq_rel" => {
+                    access = Access::Atomic(order_of(opcode, false));
+                }
                 "v2" => count = 2,
                 "v4" => count = 4,
                 "v8" => count = 8,
@@ -434,7 +448,8 @@ impl<'a> Lowerer<'a> {
             _ => return self.error("wrong number of operands"),
         };
         let (space, address) = self.place(space, address)?;
-        self.simple(guard, Op::Atomic { space, update, ty, dst, address, operand, swap })
+        let order = order_of(opcode, false);
+        self.simple(guard, Op::Atomic { space, order, update, ty, dst, address, operand, swap })
     }
 
     fn barrier(

@@ -71,12 +71,38 @@ pub(crate) enum Space {
     Frame,
 }
 
+/// For whom a fence or an atomic is one: threads of the block, or all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    Block,
+    Device,
+}
+
+/// What an atomic access or a fence orders, and for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) scope: Scope,
+    pub(crate) acquires: bool,
+    pub(crate) releases: bool,
+}
+
 /// How an access orders with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
+    /// `.weak` and `.volatile`.
     Plain,
-    /// `.relaxed`, `.acquire`, `.release` and atomics; none of them orders anything here.
-    Atomic,
+    /// `.relaxed`, `.acquire`, `.release` and atomics.
+    Atomic(Order),
+}
+
+impl Access {
+    /// The scope of an atomic access.
+    pub(crate) fn scope(self) -> Option<Scope> {
+        match self {
+            Self::Plain => None,
+            Self::Atomic(order) => Some(order.scope),
+        }
+    }
 }
 
 /// `[base + offset]`.
@@ -182,6 +208,7 @@ pub(crate) enum Op {
     },
     Atomic {
         space: Space,
+        order: Order,
         update: Update,
         ty: Ty,
         dst: Option<Reg>,
@@ -212,6 +239,7 @@ pub(crate) enum Op {
     ActiveMask {
         dst: Reg,
     },
+    Fence(Order),
     Nothing,
     Exit,
     Trap(&'static str),
@@ -259,40 +287,89 @@ impl Code {
         let far = |space: Space| matches!(space, Space::Global | Space::Generic);
         self.instrs.iter().any(|instr| match &instr.op {
             Op::Atomic { space, .. } => far(*space),
-            Op::Load { space, access: Access::Atomic, .. }
-            | Op::Store { space, access: Access::Atomic, .. } => far(*space),
+            Op::Load { space, access: Access::Atomic(_), .. }
+            | Op::Store { space, access: Access::Atomic(_), .. } => far(*space),
             _ => false,
         })
     }
 
-    /// For each instruction, whether a thread that goes on from `pc` can come to it without jumping
-    /// back.
-    pub(crate) fn ahead_of(&self, pc: u32) -> Vec<bool> {
-        let mut ahead = vec![false; self.instrs.len()];
-        let mark = |ahead: &mut Vec<bool>, from: usize, to: usize| {
-            if to > from
-                && let Some(slot) = ahead.get_mut(to)
-            {
-                *slot = true;
+    /// Whether anything but a barrier can order memory.
+    pub(crate) fn has_fences(&self) -> bool {
+        self.instrs.iter().any(|instr| match &instr.op {
+            Op::Fence(_) => true,
+            Op::Atomic { order, .. }
+            | Op::Load { access: Access::Atomic(order), .. }
+            | Op::Store { access: Access::Atomic(order), .. } => order.acquires || order.releases,
+            _ => false,
+        })
+    }
+
+    /// Where a thread can go from an instruction.
+    fn successors(&self, at: usize) -> Vec<usize> {
+        let Some(instr) = self.instrs.get(at) else { return Vec::new() };
+        let (mut to, ends) = match &instr.op {
+            Op::Branch { target } => (vec![*target as usize], true),
+            Op::BranchIndexed { targets, .. } => {
+                (targets.iter().map(|target| *target as usize).collect(), true)
             }
+            Op::Exit | Op::Trap(_) => (Vec::new(), true),
+            _ => (Vec::new(), false),
         };
-        for (at, instr) in self.instrs.iter().enumerate().skip(pc as usize) {
-            if at != pc as usize && !ahead[at] {
-                continue;
-            }
-            let mut falls_through = instr.guard.is_some();
-            match &instr.op {
-                Op::Branch { target } => mark(&mut ahead, at, *target as usize),
-                Op::BranchIndexed { targets, .. } => {
-                    targets.iter().for_each(|target| mark(&mut ahead, at, *target as usize));
+        if !ends || instr.guard.is_some() {
+            to.push(at + 1);
+        }
+        to
+    }
+
+    /// What lies behind an instruction, and from where threads come back to it.
+    pub(crate) fn surroundings(&self, pc: u32) -> Surroundings {
+        let (pc, count) = (pc as usize, self.instrs.len());
+        let mut behind = vec![false; count];
+        for at in pc..count {
+            if at == pc || behind[at] {
+                for to in self.successors(at) {
+                    if let Some(slot) = behind.get_mut(to)
+                        && to > at
+                    {
+                        *slot = true;
+                    }
                 }
-                Op::Exit | Op::Trap(_) => {}
-                _ => falls_through = true,
-            }
-            if falls_through {
-                mark(&mut ahead, at, at + 1);
             }
         }
-        ahead
+        let mut returns = vec![false; count];
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for at in (0..count).rev() {
+                let comes = |to: &usize| *to == pc || returns.get(*to).is_some_and(|yes| *yes);
+                if !returns[at] && self.successors(at).iter().any(comes) {
+                    returns[at] = true;
+                    changed = true;
+                }
+            }
+        }
+        Surroundings { pc: pc as u32, behind, returns }
+    }
+}
+
+/// The instructions around one that threads wait at.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    pc: u32,
+    /// A thread that goes on from there can come here without jumping back.
+    behind: Vec<bool>,
+    /// A thread can come there from here.
+    returns: Vec<bool>,
+}
+
+impl Surroundings {
+    /// Whether a thread that exited had left the instruction behind: its last deed was at `deed`, and
+    /// the last instruction of this kind that it executed since it last jumped back there was `met`.
+    /// One that executed it, or one behind it, and could have come again did not: it exited ahead of
+    /// the next time.
+    pub(crate) fn left_behind(&self, deed: u32, met: u32) -> bool {
+        let is = |list: &[bool], at: u32| list.get(at as usize).is_some_and(|yes| *yes);
+        let took_part = met == self.pc || is(&self.behind, met);
+        is(&self.behind, deed) && !(took_part && is(&self.returns, deed))
     }
 }

@@ -282,8 +282,9 @@ impl Runtime {
         Ok(())
     }
 
-    /// Finishes queued work, reports what is left behind, and forgets the context.
-    pub(crate) fn end_context(&mut self, context: u64) {
+    /// Finishes queued work, reports what is left behind, and forgets the context; whether it had no
+    /// error.
+    pub(crate) fn end_context(&mut self, context: u64) -> bool {
         // An error of the last work is recorded as a finding when it runs; the end goes on.
         let _ = self.drain_context(context);
         let healthy = self.contexts.get(&context).is_some_and(|found| found.error.is_none());
@@ -307,6 +308,7 @@ impl Runtime {
         self.captures.retain(|_, capture| capture.context != context);
         self.contexts.remove(&context);
         self.dump_counters();
+        healthy
     }
 
     /// Writes the counters, and what was not exact, where the configuration wants them.
@@ -354,8 +356,21 @@ impl Runtime {
             self.modules.values().filter(|m| m.context == context).count(),
             "module(s)",
         );
+        let handles = self.blas.handles.values().filter(|handle| handle.context == context);
+        count(&mut left, handles.count(), "cuBLAS handle(s)");
         for message in left {
             self.report(Report::host(Class::Leak, "end of context", message));
+        }
+    }
+
+    /// Reports cublasLt objects that are left behind.
+    pub(crate) fn report_lt_leaks(&mut self) {
+        let names = ["handle(s)", "matmul descriptor(s)", "matrix layout(s)", "preference(s)"];
+        for (count, name) in self.blas.lt.counts().into_iter().zip(names) {
+            if count > 0 {
+                let message = format!("{count} cublasLt {name} never destroyed");
+                self.report(Report::host(Class::Leak, "end of the program", message));
+            }
         }
     }
 

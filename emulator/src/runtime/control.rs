@@ -53,8 +53,13 @@ impl Runtime {
             }
             Request::Finish => {
                 let contexts: Vec<u64> = self.contexts.keys().copied().collect();
+                let mut healthy = true;
                 for context in contexts {
-                    self.end_context(context);
+                    healthy &= self.end_context(context);
+                }
+                // cublasLt's objects belong to no context.
+                if healthy {
+                    self.report_lt_leaks();
                 }
                 for device in &mut self.devices {
                     device.primary = 0;

@@ -11,6 +11,7 @@ use super::{
     task::{Callback, Launch, Task, Work},
 };
 use crate::exec::{BlockOrder, DeviceLimits, LaunchOptions, LaunchParams, launch};
+use crate::finding::Finding;
 
 /// Threads that run the blocks of a launch at most.
 const MOST_WORKERS: usize = 16;
@@ -206,6 +207,8 @@ impl Runtime {
             limits: self.limits(device),
         };
         let default = LaunchOptions::default();
+        let threads = work.block.iter().product();
+        let resident = self.resident_blocks(device, &work.kernel.entry, threads, work.shared);
         let options = LaunchOptions {
             seed: self.rng.next(),
             order: BlockOrder::Permuted,
@@ -216,6 +219,7 @@ impl Runtime {
             threads: std::thread::available_parallelism()
                 .map_or(default.threads, std::num::NonZero::get)
                 .min(MOST_WORKERS),
+            resident_blocks: u64::from(resident) * u64::from(params.limits.multiprocessors),
         };
         let result =
             launch(&work.kernel.image, &work.kernel.name, self.store.memory(), &params, &options);
@@ -238,6 +242,16 @@ impl Runtime {
                 self.counters.total.add(&counted);
                 self.counters.kernels.entry(work.kernel.name.clone()).or_default().add(&counted);
                 self.approximate.extend(report.approximate);
+                for note in &report.notes {
+                    let note = found_in(task, work, note);
+                    let same = |old: &Report| {
+                        (old.class, &old.kernel, old.ptx_line)
+                            == (note.class, &note.kernel, note.ptx_line)
+                    };
+                    if !self.reports.iter().any(same) {
+                        self.report(note);
+                    }
+                }
                 self.check_launch_order(task, &report.reads, &report.writes)
             }
             Err(finding) => {
@@ -248,21 +262,7 @@ impl Runtime {
                     Class::Progress => Status::LAUNCH_TIMEOUT,
                     _ => Status::LAUNCH_FAILED,
                 };
-                let mut message = finding.message.clone();
-                if let Some(allocation) = &finding.allocation {
-                    message = format!("{message} ({allocation})");
-                }
-                self.report(Report {
-                    kernel: finding.kernel.clone().or_else(|| Some(work.kernel.name.clone())),
-                    block: finding.block,
-                    thread: finding.thread,
-                    ptx_line: finding.ptx_line,
-                    source: finding
-                        .source
-                        .as_ref()
-                        .map(|source| format!("{}:{}", source.file, source.line)),
-                    ..Report::host(class, &*task.stamp.what, message)
-                });
+                self.report(found_in(task, work, &finding));
                 // A launch that ended early has no defined results, whatever findings do.
                 Err(status)
             }
@@ -316,6 +316,23 @@ impl Runtime {
         let launch = self.prepare_launch(function, shape, arguments)?;
         let label = format!("launch of `{}`", launch.kernel.name);
         self.graph_add(graph, dependencies, &label, Work::Launch(launch))
+    }
+}
+
+/// A finding of the interpreter as a report.
+fn found_in(task: &Task, work: &Launch, finding: &Finding) -> Report {
+    let mut message = finding.message.clone();
+    if let Some(allocation) = &finding.allocation {
+        message = format!("{message} ({allocation})");
+    }
+    let source = finding.source.as_ref();
+    Report {
+        kernel: finding.kernel.clone().or_else(|| Some(work.kernel.name.clone())),
+        block: finding.block,
+        thread: finding.thread,
+        ptx_line: finding.ptx_line,
+        source: source.map(|source| format!("{}:{}", source.file, source.line)),
+        ..Report::host(class_of(finding.kind), &*task.stamp.what, message)
     }
 }
 

@@ -20,6 +20,9 @@ pub enum Class {
     Uninitialized,
     /// Two accesses that nothing orders, at least one of them a write.
     Race,
+    /// Lanes of one instruction store the same value to the same bytes. Harmless: nothing fails by it,
+    /// and each instruction is reported once.
+    SameValue,
     /// A barrier, shuffle or vote that not all named threads reach.
     Synchronization,
     /// Pinned host memory freed or changed while queued work uses it.
@@ -34,7 +37,8 @@ pub enum Class {
     InvalidArgument,
     /// An input and an output that overlap.
     Aliasing,
-    /// Memory, streams, events, modules or graphs still alive when their context ends.
+    /// Memory, streams, events, modules or cuBLAS handles still alive when their context ends,
+    /// cublasLt objects when the program does.
     Leak,
     /// An instruction or entry point the emulator does not have.
     Unsupported,

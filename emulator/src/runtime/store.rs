@@ -29,6 +29,7 @@ pub(crate) fn class_of(kind: FindingKind) -> Class {
         | FindingKind::UndefinedPredicate
         | FindingKind::UndefinedStore => Class::Uninitialized,
         FindingKind::SharedRace | FindingKind::GlobalRace => Class::Race,
+        FindingKind::SameValue => Class::SameValue,
         FindingKind::BarrierDivergence | FindingKind::WarpMask => Class::Synchronization,
         FindingKind::LimitExceeded => Class::LaunchLimit,
         FindingKind::InvalidLaunch => Class::InvalidArgument,
