@@ -4,10 +4,26 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::exit::usage;
+
 /// Largest list of families or of schedules by layer that is read: a thousand times what anybody writes by hand.
 pub(crate) const MOST_OF_A_LIST: u64 = 1 << 20;
 /// Largest journal or record that is read: a hundred times that of the longest search.
 pub(crate) const MOST_OF_A_RECORD: u64 = 1 << 28;
+
+/// Refuses to replace a file that the user named, unless told to: asked before anything is computed.
+///
+/// # Errors
+/// Something has that name.
+pub(crate) fn refuse_to_replace(path: &Path, force: bool) -> Result<()> {
+    if force || path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "{} is there already; choose another name, or replace it with --force",
+        path.display()
+    )))
+}
 
 /// Replaces a file; a crash leaves the old one or the new one.
 ///

@@ -5,10 +5,12 @@
 mod args;
 mod chart;
 mod devices;
+mod directory;
 mod doctor;
 mod exit;
 mod files;
 mod glob;
+mod journal;
 mod orthogonalize;
 mod output;
 mod plan;
@@ -23,13 +25,13 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::{CommandFactory as _, Parser as _};
+use clap::CommandFactory as _;
 
 use args::{Cli, Command};
 use exit::Ended;
 
 fn main() -> ExitCode {
-    let ended = match Cli::try_parse() {
+    let ended = match Cli::from_command_line() {
         Ok(cli) => run(&cli.command),
         Err(error) => parser_said(&error),
     };

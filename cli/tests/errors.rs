@@ -18,7 +18,11 @@ fn nonsense_is_refused_before_anything_is_done() {
         (&["train", "--schedule", "polar_expres_5"], 2, "did you mean `polar_express_5`?"),
         (&["train", "--schedule", "you", "--iterations", "4"], 2, "exactly 5 iterations"),
         (&["train", "--schedule", "jordan", "--iterations", "0"], 2, "at least one iteration"),
-        (&["train", "--optimizer", "adamw", "--schedule", "jordan"], 2, "belong to"),
+        (
+            &["train", "--optimizer", "adamw", "--schedule", "jordan"],
+            2,
+            "--schedule is not used by this job",
+        ),
         (&["train", "--schedule", "you", "--schedule", "you"], 2, "asked for twice"),
         (&["train", "--optimizer", "muno"], 2, "muno"),
         (&["train", "--lr=-1"], 2, "lr: expected a finite number of at least 0, found `-1`"),
@@ -26,12 +30,34 @@ fn nonsense_is_refused_before_anything_is_done() {
         (&["train", "--momentum", "1"], 2, "momentum: expected a number in [0, 1)"),
         (&["train", "--weight-decay=-0.1"], 2, "weight_decay"),
         (&["train", "--lr=-1", "--device", "reference"], 2, "found `-1`"),
-        (&["train", "--device", "reference", "--precision", "bf16"], 2, "computes in f64"),
+        (&["train", "--lr", "-1"], 2, "lr: expected a finite number of at least 0, found `-1`"),
+        (
+            &["train", "--head-lr", "-1e-3"],
+            2,
+            "lr: expected a finite number of at least 0, found `-0.001`",
+        ),
+        (&["train", "--weight-decay", "-0.1"], 2, "weight_decay"),
+        (&["train", "--momentum", "-1"], 2, "momentum: expected a number in [0, 1)"),
+        (&["train", "--steps", "-1"], 2, "expected a whole number"),
+        (
+            &["train", "--sweep", "--seeds", "2", "--margin", "-1"],
+            2,
+            "--margin: expected a finite number of at least 0",
+        ),
+        (&["train", "--sweep", "--seeds", "2", "--lr", "-1,0.1"], 2, "found `-1`"),
+        (&["tune", "--aspect", "-4"], 2, "--aspect must be finite and at least 1"),
+        (&["tune", "--max-cost", "-4"], 2, "--max-cost must be finite and at least 0"),
+        (&["verify", "a.json", "--tolerance", "-1"], 2, "expected a positive number"),
+        (
+            &["train", "--device", "reference", "--precision", "bf16"],
+            2,
+            "--precision is not used by this job",
+        ),
         (&["train", "--head-lr", "inf"], 2, "lr: expected a finite number"),
         (&["train", "--steps", "0"], 2, "expected at least 1"),
         (&["train", "--hidden", "8,0"], 2, "expected at least 1"),
         (&["train", "--lr", "0.1", "--lr-grid"], 2, "cannot be used with"),
-        (&["train", "--resume", "--steps", "5"], 2, "cannot be used with"),
+        (&["train", "--resume", "--steps", "5"], 2, "--steps is not used by --resume"),
         (&["train", "--resume"], 2, "nothing to resume"),
         (&["train", "--device", "gpu"], 2, "gpu"),
         (&["train", "--precision", "fp8"], 2, "fp8"),
@@ -101,7 +127,14 @@ fn damaged_and_foreign_checkpoints_are_refused() {
         assert_eq!(said.code, Some(1), "{}", said.err);
         assert!(said.err.contains("adamw-seed0.safetensors"), "{}", said.err);
         assert!(said.err.contains(message), "no `{message}` in {}", said.err);
+        let help = "remove it, and --resume trains this run again from its first step and keeps the others";
+        assert!(said.err.contains(help), "{}", said.err);
     }
+    // Which is so.
+    let before = support::metrics(&dir.path().join("run"));
+    fs::remove_file(checkpoint("adamw-seed0.safetensors")).unwrap();
+    support::ok(dir.path(), &resume);
+    assert_eq!(support::metrics(&dir.path().join("run")), before);
     fs::write(dir.path().join("run/config.json"), "{}").unwrap();
     let said = muon(dir.path(), &resume);
     assert_eq!(said.code, Some(1), "{}", said.err);

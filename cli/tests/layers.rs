@@ -154,7 +154,10 @@ fn every_layer_gets_the_schedule_of_its_row() {
     }
     for (args, message) in [
         (&["--schedules", "by.toml", "--iterations", "3"][..], "cannot be used with"),
-        (&["--schedules", "by.toml", "--optimizer", "adamw"], "belong to `--optimizer muon`"),
+        (
+            &["--schedules", "by.toml", "--optimizer", "adamw"],
+            "--schedules is not used by this job",
+        ),
         (&["--schedules", "none.toml"], "none.toml"),
     ] {
         let said = muon(dir, &tiny(args));
@@ -186,7 +189,10 @@ fn studies_of_layers_go_on_where_they_were_stopped() {
     }
     for (args, message) in [
         (&["tune", "--per-layer", "--quiet"][..], "--spectra"),
-        (&["tune", "--quiet", "--out", "t"], "several layers"),
+        (
+            &["tune", "--quiet", "--out", "t"],
+            "holds a set of studies, one for each layer, with its results",
+        ),
         (
             &["tune", "--quiet", "--spectra", "s.jsonl", "--per-layer", "--max-cost", "1"],
             "hidden1.weight",

@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 
-use support::ok;
+use support::{muon, ok};
 
 #[test]
 fn the_list_has_every_preset_with_its_figures() {
@@ -50,6 +50,19 @@ fn one_schedule_in_detail_and_as_a_plot() {
     let file = fs::File::open(dir.path().join("you.png")).unwrap();
     let reader = png::Decoder::new(std::io::BufReader::new(file)).read_info().unwrap();
     assert_eq!((reader.info().width, reader.info().height), (2200, 1320));
+    // A file that is there is replaced only when asked.
+    let again = ["schedules", "you", "--plot", "jordan.svg"];
+    let said = muon(dir.path(), &again);
+    assert_eq!(said.code, Some(2), "{}", said.err);
+    assert!(
+        said.err.contains("jordan.svg is there already") && said.err.contains("--force"),
+        "{}",
+        said.err
+    );
+    assert!(said.out.is_empty(), "{}", said.out);
+    assert_eq!(fs::read_to_string(dir.path().join("jordan.svg")).unwrap(), svg);
+    ok(dir.path(), &[&again[..], &["--force"]].concat());
+    assert_ne!(fs::read_to_string(dir.path().join("jordan.svg")).unwrap(), svg);
 }
 
 const MINE: &str = r#"

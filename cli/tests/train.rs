@@ -1,6 +1,10 @@
 //! Training: the same numbers every time, killed and resumed or not, and outputs that can be used.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failed test")]
 
+#[path = "train/directories.rs"]
+mod directories;
+#[path = "train/resume.rs"]
+mod resume;
 mod support;
 
 use std::fs;
@@ -202,7 +206,7 @@ fn table_json_and_plots_are_there_and_agree() {
         assert!(pixels.chunks_exact(3).any(|p| p == color), "{color:?} is nowhere");
     }
 
-    let json = ok(dir.path(), &tiny(&["--out", "run", "--json"])).out;
+    let json = ok(dir.path(), &tiny(&["--out", "again", "--json"])).out;
     let value: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(value["runs"], m["runs"]);
     assert_eq!(value["timing"]["milliseconds_per_step"].as_array().unwrap().len(), 7);
@@ -224,11 +228,8 @@ fn notes_say_what_muon_gets() {
 #[test]
 fn a_grid_marks_the_best_learning_rate() {
     let dir = tempfile::tempdir().unwrap();
-    let args = ["--lr-grid", "--optimizer", "gradient-descent", "--steps", "12", "--out", "grid"];
-    let said = ok(
-        dir.path(),
-        &tiny(&args[..3]).iter().copied().chain(args[5..].iter().copied()).collect::<Vec<_>>(),
-    );
+    let args = ["--lr-grid", "--optimizer", "gradient-descent", "--out", "grid"];
+    let said = ok(dir.path(), &support::tiny_search(&args));
     assert_eq!(said.out.matches("best").count(), 1, "{}", said.out);
     let text = fs::read_to_string(dir.path().join("grid/lr-grid.json")).unwrap();
     let grid: serde_json::Value = serde_json::from_str(&text).unwrap();

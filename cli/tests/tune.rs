@@ -222,6 +222,7 @@ fn users_own_spectra_are_taken_from_matrices_and_recordings() {
             "20",
             "--polish",
             "1",
+            "--force",
             "--out",
             "out",
         ];
@@ -262,7 +263,7 @@ fn what_cannot_be_done_is_refused_before_anything_is_written() {
         (&["--cost", "roofline:h100", "--precision", "f64"], 2, "f32, bf16 or fp16"),
         (&["--aspect", "0.5"], 2, "--aspect"),
         (&["--band", "0.9"], 2, "--band takes two numbers"),
-        (&["--resume", "--seed", "1"], 2, "cannot be used with"),
+        (&["--resume", "--seed", "1"], 2, "--seed is not used by --resume"),
         (&["--resume"], 2, "nothing to resume"),
     ] {
         let said = muon(dir.path(), &[&["tune", "--quiet", "--out", "never"], args].concat());
@@ -283,6 +284,7 @@ fn what_cannot_be_done_is_refused_before_anything_is_written() {
             "{args:?}: {}",
             said.err
         );
+        assert!(!dir.path().join("tried").exists(), "there is nothing in it to go on with");
     }
 }
 

@@ -1,12 +1,15 @@
 //! The command line: every command, option and help text.
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+};
 use muon_cuda::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::orthogonalize::compare::CompareArgs;
 
+mod given;
 mod limits;
 mod orthogonalize;
 mod plan;
@@ -16,6 +19,8 @@ mod tune;
 mod verify;
 
 use limits::positive;
+
+pub(crate) use given::{Given, take, take_given};
 pub(crate) use orthogonalize::OrthogonalizeArgs;
 pub(crate) use plan::{ElementName, PlanArgs};
 pub(crate) use schedules::SchedulesArgs;
@@ -57,6 +62,46 @@ Exit codes:
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// The whole command line: `-1` is a value, not an option, wherever a value is expected.
+    pub(crate) fn definition() -> clap::Command {
+        Self::command().mut_subcommands(|command| {
+            command.mut_args(|arg| {
+                let valued = arg.get_action().takes_values() && !arg.is_positional();
+                if valued { arg.allow_negative_numbers(true) } else { arg }
+            })
+        })
+    }
+
+    /// From the arguments of this process.
+    ///
+    /// # Errors
+    /// What the parser has to say: help, or a mistake.
+    pub(crate) fn from_command_line() -> Result<Self, clap::Error> {
+        Self::from_matches(&Self::definition().try_get_matches()?)
+    }
+
+    /// From what was parsed, with which options were given.
+    ///
+    /// # Errors
+    /// None if the matches are of [`Cli::definition`].
+    pub(crate) fn from_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut cli = Self::from_arg_matches(matches)?;
+        let definition = Self::definition();
+        if let Some((name, matches)) = matches.subcommand()
+            && let Some(command) = definition.find_subcommand(name)
+        {
+            let given = Given::new(command, matches);
+            match &mut cli.command {
+                Command::Train(args) => args.given = given,
+                Command::Tune(args) => args.given = given,
+                _ => {}
+            }
+        }
+        Ok(cli)
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -24,15 +24,19 @@ Examples:
   muon schedules --table --with my-schedule.toml
       every published set, refused ones too, with what 16 bit does to it, and one of your own
 
-Exit codes: 0 done; 1 a file could not be read or written; 2 unknown preset")]
+Exit codes: 0 done; 1 a file could not be read or written; 2 unknown preset, or a file that would be replaced")]
 pub(crate) struct SchedulesArgs {
     /// Preset or TOML file to show [default: list all presets]
     #[arg(value_name = "NAME|FILE")]
     pub(crate) schedule: Option<String>,
 
-    /// Plot the partial compositions over log σ into this file (.svg or .png)
+    /// Plot the partial compositions over log σ into this file (.svg or .png); one that is there is refused
     #[arg(long, value_name = "FILE")]
     pub(crate) plot: Option<PathBuf>,
+
+    /// Replace the file that --plot names
+    #[arg(long, requires = "plot")]
+    pub(crate) force: bool,
 
     /// Compare all published sets: slope, band, safe sigma, rounding errors
     #[arg(long, conflicts_with_all = ["schedule", "plot"])]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{PrecisionName, limits, positive};
+use super::{Given, PrecisionName, limits, positive};
 use crate::devices::DeviceName;
 use crate::train::config::LrScheduleName;
 
@@ -24,6 +24,10 @@ use crate::train::config::LrScheduleName;
 ///
 /// Writes loss.svg, loss.png, metrics.json, config.json and checkpoints to the output directory. A run that
 /// was stopped, by Ctrl-C or by force, continues with --resume and gives the same numbers, bit for bit.
+///
+/// Nothing is replaced unless you say so: a directory that holds a job, or files of yours, is refused. Without --out the
+/// next free name is taken: muon-run, muon-run-2, … The file muon-files.json lists what was written there; --force
+/// replaces those files and no others. An option that the job does not use is refused.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -47,18 +51,25 @@ Examples:
       record singular values of what is orthogonalized
   muon train --schedule jordan --schedules muon-tune/schedules.toml
       a schedule for each matrix, made by muon tune --per-layer from such a recording
+  muon train --optimizer muon --schedule jordan --save-model
+      keep the trained parameters, in muon-run/models/
   muon train --resume
-      go on with the run in muon-run/
+      go on with the last job in muon-run, muon-run-2, …
 
-Exit codes: 0 trained; 1 failed (output directory not writable, checkpoint damaged, …);
-2 unknown name or contradictory options; 130 stopped by Ctrl-C, resumable")]
+Exit codes: 0 trained; 1 failed (output directory not writable or in use, checkpoint damaged, …) or diverged, which
+the last line says; 2 unknown name, an option that the job does not use, or an output directory that holds something
+else; 130 stopped by Ctrl-C, resumable")]
 pub(crate) struct TrainArgs {
+    /// Which of these were given.
+    #[arg(skip)]
+    pub(crate) given: Given,
+
     /// What to learn [default: digits, or text where --text is given]
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) task: Option<TaskName>,
 
-    /// Text to learn from, a file of any bytes, at most 1 GiB, since it is held in memory by each run; a tenth is held out
-    /// [default: Cicero, De finibus I, embedded]
+    /// Text to learn from (--task text), a file of any bytes, at most 1 GiB, since it is held in memory by each run; a tenth
+    /// is held out [default: Cicero, De finibus I, embedded]
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
 
@@ -93,7 +104,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "W")]
     pub(crate) weight_decay: Option<f64>,
 
-    /// Learning rate of AdamW for what Muon leaves to it [default: 0.003]
+    /// Learning rate of AdamW for what Muon leaves to it (--optimizer muon) [default: 0.003]
     #[arg(long, value_name = "LR")]
     pub(crate) head_lr: Option<f64>,
 
@@ -109,24 +120,24 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) batch_size: Option<usize>,
 
-    /// Widths of the perceptron's hidden layers, at most 64 of them; a run may need 16 GiB of memory, as far as is known
-    /// beforehand [default: 128,128]
+    /// Widths of the perceptron's hidden layers (--task digits), at most 64 of them; a run may need 16 GiB of memory, as far
+    /// as is known beforehand [default: 128,128]
     #[arg(long, value_delimiter = ',', value_name = "N,N…", value_parser = positive)]
     pub(crate) hidden: Vec<usize>,
 
-    /// Width of the transformer; a run may need 16 GiB of memory, as far as is known beforehand [default: 64]
+    /// Width of the transformer (--task text); a run may need 16 GiB of memory, as far as is known beforehand [default: 64]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) width: Option<usize>,
 
-    /// Layers of the transformer, at most 1000: their parameters are registered one by one [default: 2]
+    /// Layers of the transformer (--task text), at most 1000: their parameters are registered one by one [default: 2]
     #[arg(long, value_name = "N", value_parser = limits::layers)]
     pub(crate) layers: Option<usize>,
 
-    /// Attention heads of the transformer, a divisor of its width [default: 2]
+    /// Attention heads of the transformer, a divisor of its width (--task text) [default: 2]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) heads: Option<usize>,
 
-    /// Bytes that a prediction may look at [default: 64]
+    /// Bytes that a prediction may look at (--task text) [default: 64]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) context: Option<usize>,
 
@@ -143,12 +154,12 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     pub(crate) device: DeviceName,
 
-    /// What the iterate of the orthogonalization is stored in; all but f32 is emulated on the CPU [default: f32; bf16
-    /// on CUDA]
+    /// What the iterate of the polynomials is stored in (--optimizer muon); all but f32 is emulated on the CPU
+    /// [default: f32; bf16 on CUDA]
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) precision: Option<PrecisionName>,
 
-    /// Threads of the optimizer in each run, at most 1024; the numbers do not depend on it
+    /// Threads of the optimizer in each run (--device cpu), at most 1024; the numbers do not depend on it
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = limits::threads)]
     pub(crate) threads: usize,
 
@@ -157,20 +168,27 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "N", value_parser = limits::threads)]
     pub(crate) jobs: Option<usize>,
 
-    /// Output directory, made if it is not there
-    #[arg(long, default_value = "muon-run", value_name = "DIR")]
-    pub(crate) out: PathBuf,
+    /// Output directory, made if it is not there; refused if it holds a job or files of others [default: muon-run, or the
+    /// next free of muon-run-2, muon-run-3, …]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
 
-    /// Steps between checkpoints
+    /// Replace the files that an earlier job left in --out, or write beside files of others; these are never replaced
+    #[arg(long, requires = "out")]
+    pub(crate) force: bool,
+
+    /// Steps between checkpoints (not for --lr-grid and --sweep, which note every finished run)
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = positive)]
     pub(crate) checkpoint_every: usize,
 
-    /// Go on with the job recorded in the output directory, exactly as it was started
-    #[arg(long, conflicts_with_all = [
-        "optimizer", "schedule", "schedules", "iterations", "lr", "head_lr", "lr_schedule", "weight_decay", "momentum",
-        "steps", "batch_size", "hidden", "seed", "seeds", "device", "precision", "threads", "lr_grid", "sweep", "task", "text",
-        "width", "layers", "heads", "context",
-    ])]
+    /// Write the trained parameters of every run to models/ in the output directory (.safetensors); with --resume also
+    /// those of a job that was started without it
+    #[arg(long)]
+    pub(crate) save_model: bool,
+
+    /// Go on with the job recorded in the output directory, exactly as it was started; without --out with the last one of
+    /// muon-run, muon-run-2, …
+    #[arg(long)]
     pub(crate) resume: bool,
 
     /// Instead of one learning rate for each optimizer, try its whole grid and say which is best
@@ -190,8 +208,9 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "NATS", default_value_t = 0.01, requires = "sweep")]
     pub(crate) margin: f64,
 
-    /// Record singular values of the directions that Muon orthogonalizes, one line of JSON a matrix and step
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["lr_grid", "sweep"])]
+    /// Append singular values of the directions that Muon orthogonalizes to this file, one line of JSON a matrix and step;
+    /// what it holds already stays
+    #[arg(long, value_name = "FILE")]
     pub(crate) record_spectra: Option<PathBuf>,
 
     /// Steps between records

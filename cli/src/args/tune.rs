@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::tune::cost::CostModel;
 
-use super::limits;
+use super::{Given, limits};
 
 /// Search coefficient schedules for your spectra, precision and budget
 ///
@@ -21,6 +21,10 @@ use super::limits;
 /// Writes record.json, a TOML file for each schedule of the Pareto front, pareto, errors and composition charts
 /// (SVG and PNG) and journal.jsonl to the output directory. A study that was stopped, by Ctrl-C or by force, goes on
 /// with --resume and ends with the same schedules.
+///
+/// Nothing is replaced unless you say so: a directory that holds a study, or files of yours, is refused. Without --out
+/// the next free name is taken: muon-tune, muon-tune-2, … The file muon-files.json lists what was written there; --force
+/// replaces those files and no others. An option that the study does not use is refused.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Spectra (--spectrum), for singular values k = 0, 1, … n−1:
@@ -51,22 +55,27 @@ Examples:
   muon tune --max-cost 40 --band 0.7,1.3 --lower 2e-3
       the best that costs at most 40 n³ and ends everything from σ = 0.002 in that band
   muon tune --resume
-      go on with the study in muon-tune/
+      go on with the last study in muon-tune, muon-tune-2, …
   muon tune --check muon-tune/record.json
       compute a record's scores again
 
-Exit codes: 0 done, or the record holds; 1 failed (a file, a damaged journal or record), or the record does not
-hold; 2 unknown spectrum, contradictory or infeasible options; 130 stopped by Ctrl-C, resumable")]
+Exit codes: 0 done, or the record holds; 1 failed (a file, a damaged journal or record, a directory in use), or the
+record does not hold; 2 unknown spectrum, infeasible options, an option that the study does not use, or an output
+directory that holds something else; 130 stopped by Ctrl-C, resumable")]
 pub(crate) struct TuneArgs {
+    /// Which of these were given.
+    #[arg(skip)]
+    pub(crate) given: Given,
+
     /// What the iterate is stored in
     #[arg(long, value_enum, default_value = "bf16", value_name = "NAME")]
     pub(crate) precision: TunePrecisionName,
 
-    /// Long side over short side, for cost and spectra
+    /// Long side over short side, for cost and spectra (with --per-layer each layer has its own)
     #[arg(long, default_value_t = 4.0, value_name = "X")]
     pub(crate) aspect: f64,
 
-    /// Short side of analytic spectra, and of the matrices that finalists are measured on
+    /// Short side of analytic spectra and of the matrices made from them (with --per-layer each layer has its own)
     #[arg(long, default_value_t = 256, value_name = "N")]
     pub(crate) size: usize,
 
@@ -82,7 +91,8 @@ pub(crate) struct TuneArgs {
     #[arg(long)]
     pub(crate) per_layer: bool,
 
-    /// Families, one a line, that results are judged on and that the search does not see
+    /// Families, one a line, that results are measured on and that the search does not see (not in f64, where nothing is
+    /// measured)
     #[arg(long, value_name = "FILE")]
     pub(crate) held_out: Option<PathBuf>,
 
@@ -111,11 +121,11 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_enum, default_value = "error", value_name = "NAME")]
     pub(crate) objective: ObjectiveName,
 
-    /// How the spectra are put together
+    /// How the spectra are put together (not for --objective worst-case, which looks at none)
     #[arg(long, value_enum, default_value = "mean", value_name = "NAME")]
     pub(crate) aggregate: AggregateName,
 
-    /// Lower end of the interval of --band and of the worst case
+    /// Lower end of the interval of --band and of --objective worst-case
     #[arg(long, default_value_t = 1e-3, value_name = "SIGMA")]
     pub(crate) lower: f64,
 
@@ -131,7 +141,7 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "X")]
     pub(crate) max_slope: Option<f64>,
 
-    /// Allow schedules that rounding can drive apart on a matrix with one dominant row
+    /// Allow schedules that rounding can drive apart on a matrix with one dominant row (f64 does not round)
     #[arg(long)]
     pub(crate) no_rounding_safety: bool,
 
@@ -155,21 +165,22 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "N", value_parser = limits::threads)]
     pub(crate) jobs: Option<usize>,
 
-    /// Output directory, made if it is not there
-    #[arg(long, default_value = "muon-tune", value_name = "DIR")]
-    pub(crate) out: PathBuf,
+    /// Output directory, made if it is not there; refused if it holds a study or files of others [default: muon-tune, or
+    /// the next free of muon-tune-2, muon-tune-3, …]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
 
-    /// Go on with the study recorded in the output directory, exactly as it was started
-    #[arg(long, conflicts_with_all = [
-        "precision", "aspect", "size", "spectrum", "spectra", "held_out", "iterations", "degrees", "method", "cost",
-        "max_cost",
-        "objective", "aggregate", "lower", "band", "min_safe_sigma", "max_slope", "no_rounding_safety", "seed",
-        "polish", "evaluations", "per_layer",
-    ])]
+    /// Replace the files that an earlier study left in --out, or write beside files of others; these are never replaced
+    #[arg(long, requires = "out")]
+    pub(crate) force: bool,
+
+    /// Go on with the study recorded in the output directory, exactly as it was started; without --out with the last one of
+    /// muon-tune, muon-tune-2, …
+    #[arg(long)]
     pub(crate) resume: bool,
 
     /// Compute the scores of a record again, and nothing else
-    #[arg(long, value_name = "RECORD.json", conflicts_with = "resume")]
+    #[arg(long, value_name = "RECORD.json")]
     pub(crate) check: Option<PathBuf>,
 
     /// Print the record as JSON instead of the table

@@ -15,6 +15,7 @@ use self::facts::Facts;
 use crate::args::SchedulesArgs;
 use crate::chart::check_path;
 use crate::exit::{Ended, usage};
+use crate::files::refuse_to_replace;
 use crate::tables::table;
 
 /// Runs the command.
@@ -22,7 +23,10 @@ use crate::tables::table;
 /// # Errors
 /// Unknown names; the file system's.
 pub(crate) fn schedules(args: &SchedulesArgs) -> Result<Ended> {
-    args.plot.as_deref().map_or(Ok(()), check_path)?;
+    if let Some(path) = &args.plot {
+        check_path(path)?;
+        refuse_to_replace(path, args.force)?;
+    }
     if args.table {
         comparison::print(args)?;
         return Ok(Ended::Well);

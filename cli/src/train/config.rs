@@ -1,6 +1,7 @@
 //! What a training job is: everything that decides its numbers, as recorded in `config.json`.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 use muon_cuda::{
@@ -13,6 +14,40 @@ use super::transformer::TransformerShape;
 use crate::args::PrecisionName;
 use crate::devices::DeviceName;
 use crate::glob::matches;
+
+/// Everything that a job was started with, as `config.json` has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Job {
+    /// What decides its numbers.
+    #[serde(flatten)]
+    pub(crate) config: Config,
+    /// What decides what it leaves behind.
+    pub(crate) kept: Kept,
+}
+
+/// What a job leaves behind besides its results.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kept {
+    /// Steps between checkpoints.
+    pub(crate) checkpoint_every: usize,
+    /// Where singular values of the directions go.
+    pub(crate) spectra: Option<RecordedSpectra>,
+    /// Whether the trained parameters are written.
+    pub(crate) save_model: bool,
+}
+
+/// Where a job appends singular values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RecordedSpectra {
+    /// Absolute: a job may be resumed from elsewhere.
+    pub(crate) file: PathBuf,
+    /// Steps between records.
+    pub(crate) every: usize,
+    /// Bytes of the file that were there before the job.
+    pub(crate) from: u64,
+}
 
 /// A job: some optimizers, some seeds, one budget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -209,6 +244,15 @@ impl MuonMethod {
         }
     }
 
+    /// Whether an iterate is stored, so that the precision matters.
+    pub(crate) fn stores_an_iterate(&self) -> bool {
+        match self {
+            Self::ExactSvd => false,
+            Self::Polynomials { .. } => true,
+            Self::PerLayer { layers, .. } => layers.iter().any(|l| l.method.stores_an_iterate()),
+        }
+    }
+
     /// The method of one parameter, with the pattern that decided; `None` if none matches.
     pub(crate) fn of_param(&self, param: &str) -> Option<(Option<&str>, &Self)> {
         match self {
@@ -250,6 +294,13 @@ impl MuonMethod {
                 Ok(Orthogonalizer::Polynomial { schedule, iterations: None })
             }
         }
+    }
+}
+
+impl Kind {
+    /// Whether an iterate is stored, so that the precision matters.
+    pub(crate) fn stores_an_iterate(&self) -> bool {
+        matches!(self, Self::Muon { method } if method.stores_an_iterate())
     }
 }
 

@@ -1,5 +1,6 @@
 //! All runs of a job, some at a time, each on its own.
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::Builder;
@@ -34,6 +35,8 @@ pub(crate) struct Job<'a> {
     pub(crate) checkpoints: Option<Checkpoints<'a>>,
     /// Where singular values of the directions go.
     pub(crate) spectra: Option<&'a SpectraFile>,
+    /// Where the trained parameters go.
+    pub(crate) models: Option<&'a Path>,
     /// Runs at the same time; no result depends on it.
     pub(crate) jobs: usize,
     pub(crate) notes: &'a Notes,
@@ -74,6 +77,7 @@ impl Job<'_> {
             config: self.config,
             checkpoints: self.checkpoints,
             spectra: self.spectra,
+            models: self.models,
             stop,
         };
         let name = if self.config.seeds.len() > 1 {

@@ -61,6 +61,8 @@ pub(crate) struct Summary {
     pub(crate) label: String,
     #[serde(skip)]
     pub(crate) is_muon: bool,
+    #[serde(skip)]
+    pub(crate) seeds: usize,
     pub(crate) lr: f64,
     /// On the training data at the end.
     pub(crate) training_loss: Spread,
@@ -71,6 +73,16 @@ pub(crate) struct Summary {
     /// Median over seeds of the first evaluated step with a training loss of at most the target; absent if fewer
     /// than half of the seeds got there.
     pub(crate) steps_to_target: Option<usize>,
+    /// For each seed whose run diverged the step at which it did.
+    pub(crate) diverged: Vec<Divergence>,
+}
+
+/// A run that diverged.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Divergence {
+    pub(crate) seed: u64,
+    /// The first one with a loss that is not finite, or a hundred times that of the untrained model.
+    pub(crate) step: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -151,6 +163,11 @@ impl<'a> Metrics<'a> {
             },
         }
     }
+
+    /// Whether any run did.
+    pub(crate) fn diverged(&self) -> bool {
+        self.summary.iter().any(|s| !s.diverged.is_empty())
+    }
 }
 
 fn summarize(r: &RowResults<'_>, config: &Config) -> Summary {
@@ -162,11 +179,18 @@ fn summarize(r: &RowResults<'_>, config: &Config) -> Summary {
         optimizer: r.row.id(),
         label: r.row.to_string(),
         is_muon: r.row.is_muon(),
+        seeds: config.seeds.len(),
         lr: r.row.lr,
         training_loss: Spread::of(r.records.iter().map(Record::final_loss)),
         held_out_loss: Spread::of(r.records.iter().map(Record::final_held_out_loss)),
         accuracy: Spread::of(r.records.iter().map(Record::final_accuracy)),
         steps_to_target: reached.get(reached.len() / 2).copied().filter(|s| *s != usize::MAX),
+        diverged: r
+            .records
+            .iter()
+            .zip(&config.seeds)
+            .filter_map(|(r, seed)| Some(Divergence { seed: *seed, step: r.diverged()? }))
+            .collect(),
     }
 }
 
@@ -176,15 +200,15 @@ fn step_time(r: &RowResults<'_>, steps: usize) -> StepTime {
     StepTime { step: mean(|r| r.step_seconds), optimizer: mean(|r| r.optimizer_seconds) }
 }
 
-/// Best Muon against best other, in words; what is not so is not said.
+/// Best Muon against best other, in words, and what diverged; what is not so is not said.
 fn finding(summary: &[Summary], steps: usize) -> String {
     let best = |muon: bool| {
         summary
             .iter()
-            .filter(|s| s.is_muon == muon && s.training_loss.mean.is_finite())
+            .filter(|s| s.is_muon == muon && s.diverged.is_empty())
             .min_by(|a, b| a.training_loss.mean.total_cmp(&b.training_loss.mean))
     };
-    match (best(true), best(false)) {
+    let compared = match (best(true), best(false)) {
         (Some(muon), Some(other)) => {
             let ratio = other.training_loss.mean / muon.training_loss.mean;
             let (better, worse, factor) = if ratio >= 1.0 {
@@ -198,7 +222,18 @@ fn finding(summary: &[Summary], steps: usize) -> String {
             )
         }
         _ => format!("Training loss over {steps} steps"),
-    }
+    };
+    let diverged: Vec<String> = summary
+        .iter()
+        .flat_map(|s| {
+            let of = move |d: &Divergence| match s.seeds {
+                1 => format!("{} diverged at step {}", s.label, d.step),
+                _ => format!("{} with seed {} diverged at step {}", s.label, d.seed, d.step),
+            };
+            s.diverged.iter().map(of)
+        })
+        .collect();
+    [vec![compared], diverged].concat().join("; ")
 }
 
 /// Two significant digits, without an exponent.
@@ -220,11 +255,13 @@ mod tests {
             optimizer: label.into(),
             label: label.into(),
             is_muon,
+            seeds: 1,
             lr: 0.1,
             training_loss: spread(loss),
             held_out_loss: spread(loss),
             accuracy: spread(1.0),
             steps_to_target: None,
+            diverged: Vec::new(),
         }
     }
 
@@ -235,8 +272,17 @@ mod tests {
             finding(&rows, 300),
             "In 300 steps Muon reaches 1/25 of the training loss of AdamW"
         );
-        let rows = [row("GD", false, 0.02), row("Muon", true, 0.03), row("bad", true, f64::NAN)];
-        assert_eq!(finding(&rows, 9), "In 9 steps GD reaches 1/1.5 of the training loss of Muon");
+        let mut rows =
+            [row("GD", false, 0.02), row("Muon", true, 0.03), row("bad", true, f64::NAN)];
+        rows[2].diverged = vec![Divergence { seed: 4, step: 3 }];
+        let compared = "In 9 steps GD reaches 1/1.5 of the training loss of Muon";
+        assert_eq!(finding(&rows[..2], 9), compared);
+        assert_eq!(finding(&rows, 9), format!("{compared}; bad diverged at step 3"));
+        rows[2].seeds = 2;
+        assert_eq!(
+            finding(&rows[2..], 9),
+            "Training loss over 9 steps; bad with seed 4 diverged at step 3"
+        );
         assert_eq!(finding(&rows[..1], 9), "Training loss over 9 steps");
     }
 

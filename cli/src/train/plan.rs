@@ -5,15 +5,16 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use muon_cuda::CoefficientSchedule;
 
-use super::config::{Config, Kind, MuonMethod, OptimizerConfig, Task};
+use super::config::{Config, Job, Kept, Kind, MuonMethod, OptimizerConfig, Task};
 use super::defaults;
 use super::layer_schedules;
 use super::optimizer::Stepper;
-use super::size;
+use super::spectra;
+use super::sweep;
 use super::text;
 use super::transformer::TransformerShape;
 use super::workload::{Source, Workload};
-use crate::args::{OptimizerName, PrecisionName, TaskName, TrainArgs};
+use crate::args::{OptimizerName, PrecisionName, TaskName, TrainArgs, take};
 use crate::devices::DeviceName;
 use crate::exit::usage;
 
@@ -25,18 +26,103 @@ fn evaluate_every(task: &Task) -> usize {
     }
 }
 
+/// What the arguments ask for.
+#[derive(Debug)]
+pub(crate) enum Planned {
+    /// Every optimizer once for each seed.
+    Compare(Job),
+    /// Every learning rate of every grid.
+    Grid(Config),
+    /// Optimizers × learning rates × seeds.
+    Sweep(Config, Comparison),
+}
+
+/// What a sweep compares.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    /// For every optimizer; without any each one's grid.
+    pub(crate) lrs: Vec<f64>,
+    /// The id of the optimizer that the others are compared with.
+    pub(crate) baseline: String,
+    /// Nats.
+    pub(crate) margin: f64,
+}
+
 /// The job that the arguments ask for.
 ///
 /// # Errors
-/// A name that is not known, a schedule that cannot be had in that length, a hyper-parameter outside its range.
-pub(crate) fn config(args: &TrainArgs) -> Result<Config> {
+/// A name that is not known, a schedule that cannot be had in that length, a hyper-parameter outside its range, an
+/// option that the job does not use.
+pub(crate) fn job(args: &TrainArgs) -> Result<Planned> {
+    let (grid, sweep) = (*take!(args, lr_grid), *take!(args, sweep));
+    take_manners(args);
+    // A grid has learning rates of its own.
+    let lrs: &[f64] = if grid { &[] } else { take!(args, lr) };
+    let config = config(args, lrs, sweep)?;
+    let name = if sweep {
+        "this sweep"
+    } else if grid {
+        "this grid"
+    } else {
+        "this job"
+    };
+    let job = format!("{name} ({})", describe(&config));
+    let planned = if sweep {
+        let comparison = comparison(args, &config, lrs)?;
+        Planned::Sweep(only_ends(config), comparison)
+    } else if grid {
+        Planned::Grid(only_ends(config))
+    } else {
+        let kept = kept(args, &config)?;
+        Planned::Compare(Job { config, kept })
+    };
+    args.given.refuse_the_rest(&job)?;
+    check(planned.config(), lrs)?;
+    Ok(planned)
+}
+
+/// Options of every job: where its output goes, how much it says, and how many runs there are at a time.
+pub(crate) fn take_manners(args: &TrainArgs) {
+    for (id, _) in MANNERS {
+        args.given.take(id);
+    }
+}
+
+/// Options that change no run and are not recorded, with the reason.
+pub(crate) const MANNERS: [(&str, &str); 5] = [
+    ("out", "says where the output is, which may be moved"),
+    ("force", "says what may be replaced, once"),
+    ("json", "says how the results are printed"),
+    ("quiet", "says how much is printed"),
+    ("jobs", "runs at the same time do not know of one another"),
+];
+
+/// Only the end of a run is compared.
+fn only_ends(config: Config) -> Config {
+    Config { evaluate_every: config.steps, ..config }
+}
+
+impl Planned {
+    /// What decides its numbers.
+    pub(crate) fn config(&self) -> &Config {
+        match self {
+            Self::Compare(Job { config, .. }) | Self::Grid(config) | Self::Sweep(config, _) => {
+                config
+            }
+        }
+    }
+}
+
+/// What decides the numbers of the job. Every option is taken where it decides some of them, and only there.
+fn config(args: &TrainArgs, lrs: &[f64], sweep: bool) -> Result<Config> {
+    let device = *take!(args, device);
     let kinds = kinds(args)?;
     let task = task(args)?;
-    let lr = match args.lr.as_slice() {
+    let lr = match lrs {
         [] => None,
         [lr] => Some(*lr),
         // A sweep replaces it by each one in turn.
-        [first, ..] if args.sweep => Some(*first),
+        [first, ..] if sweep => Some(*first),
         several => {
             return Err(usage(format!(
                 "--lr: expected one learning rate, found {}; --sweep compares several",
@@ -44,78 +130,114 @@ pub(crate) fn config(args: &TrainArgs) -> Result<Config> {
             )));
         }
     };
+    let (momentum, weight_decay) = (take!(args, momentum), take!(args, weight_decay));
+    let stores_an_iterate = kinds.iter().any(Kind::stores_an_iterate);
     let optimizers = kinds
         .into_iter()
         .map(|kind| {
             let d = defaults::of(&kind, &task);
+            let head_lr = match kind {
+                Kind::Muon { .. } => *take!(args, head_lr),
+                Kind::GradientDescent | Kind::AdamW => None,
+            };
             OptimizerConfig {
                 lr: lr.unwrap_or(d.lr),
-                momentum: args.momentum.unwrap_or(d.momentum),
-                weight_decay: args.weight_decay.unwrap_or(d.weight_decay),
-                adamw_lr: args.head_lr.unwrap_or(defaults::HEAD_LR),
+                momentum: momentum.unwrap_or(d.momentum),
+                weight_decay: weight_decay.unwrap_or(d.weight_decay),
+                adamw_lr: head_lr.unwrap_or(defaults::HEAD_LR),
                 kind,
             }
         })
         .collect();
-    let last = args.seed.checked_add(args.seeds as u64 - 1);
+    let (seed, seeds) = (*take!(args, seed), *take!(args, seeds));
+    let last = seed.checked_add(seeds as u64 - 1);
     let last = last.ok_or_else(|| usage("--seed and --seeds: the last seed is too large"))?;
-    let config = Config {
-        steps: args.steps,
-        batch_size: args.batch_size.unwrap_or(defaults::batch_size(&task)),
-        seeds: (args.seed..=last).collect(),
-        lr_schedule: args.lr_schedule,
+    Ok(Config {
+        steps: *take!(args, steps),
+        batch_size: take!(args, batch_size).unwrap_or(defaults::batch_size(&task)),
+        seeds: (seed..=last).collect(),
+        lr_schedule: *take!(args, lr_schedule),
         evaluate_every: evaluate_every(&task),
         task,
-        device: args.device,
-        precision: precision(args),
-        threads: args.threads,
+        device,
+        precision: if stores_an_iterate { precision(args) } else { device.default_precision() },
+        threads: match device {
+            DeviceName::Cpu => *take!(args, threads),
+            _ => args.threads,
+        },
         optimizers,
-    };
-    check(&config, &args.lr)?;
-    Ok(config)
+    })
 }
 
-/// What the iterate is stored in: as asked, else as the device does it.
+/// What an iterate is stored in: as asked, else as the device does it. The oracle computes in f64 whatever is asked.
 fn precision(args: &TrainArgs) -> PrecisionName {
-    args.precision.unwrap_or(args.device.default_precision())
+    let asked = match args.device {
+        DeviceName::Reference => None,
+        _ => *take!(args, precision),
+    };
+    asked.unwrap_or(args.device.default_precision())
+}
+
+/// What the job leaves behind.
+fn kept(args: &TrainArgs, config: &Config) -> Result<Kept> {
+    let orthogonalizes = config.optimizers.iter().any(OptimizerConfig::is_muon);
+    let spectra = if orthogonalizes && config.device != DeviceName::Reference {
+        take!(args, record_spectra).as_deref()
+    } else {
+        None
+    };
+    let spectra =
+        spectra.map(|file| spectra::plan(file, *take!(args, spectra_every))).transpose()?;
+    Ok(Kept {
+        checkpoint_every: *take!(args, checkpoint_every),
+        spectra,
+        save_model: *take!(args, save_model),
+    })
+}
+
+fn comparison(args: &TrainArgs, config: &Config, lrs: &[f64]) -> Result<Comparison> {
+    let margin = *take!(args, margin);
+    if config.seeds.len() < 2 {
+        return Err(usage("--sweep compares pairs over seeds; ask for at least 2 with --seeds"));
+    }
+    if !(margin.is_finite() && margin >= 0.0) {
+        return Err(usage(format!(
+            "--margin: expected a finite number of at least 0, found `{margin}`"
+        )));
+    }
+    let baseline = sweep::baseline(config, take!(args, baseline).as_deref())?;
+    Ok(Comparison { lrs: lrs.to_vec(), baseline, margin })
+}
+
+/// The job in a few words, for the refusal of what it does not use.
+fn describe(config: &Config) -> String {
+    let task = match config.task {
+        Task::Digits { .. } => "digits",
+        Task::Text { .. } => "text",
+    };
+    let rows: Vec<String> = config.optimizers.iter().map(ToString::to_string).collect();
+    format!("task {task}, device {}, {}", config.device, rows.join(", "))
 }
 
 /// The task, with what its own options say about it.
 fn task(args: &TrainArgs) -> Result<Task> {
-    let asked = args.task.unwrap_or(match args.text {
+    let asked = take!(args, task).unwrap_or(match args.text {
         Some(_) => TaskName::Text,
         None => TaskName::Digits,
     });
-    let set = |name: &'static str, given: bool| given.then_some(name);
     match asked {
         TaskName::Digits => {
-            let foreign = [
-                set("--text", args.text.is_some()),
-                set("--width", args.width.is_some()),
-                set("--layers", args.layers.is_some()),
-                set("--heads", args.heads.is_some()),
-                set("--context", args.context.is_some()),
-            ];
-            if let Some(name) = foreign.into_iter().flatten().next() {
-                return Err(usage(format!("{name} belongs to `--task text`")));
-            }
-            let hidden = if args.hidden.is_empty() {
-                defaults::HIDDEN.to_vec()
-            } else {
-                args.hidden.clone()
-            };
+            let hidden = take!(args, hidden);
+            let hidden = if hidden.is_empty() { defaults::HIDDEN.to_vec() } else { hidden.clone() };
             Ok(Task::Digits { hidden })
         }
         TaskName::Text => {
-            if !args.hidden.is_empty() {
-                return Err(usage("--hidden belongs to `--task digits`"));
-            }
             let d = defaults::TRANSFORMER;
             let model = TransformerShape {
-                width: args.width.unwrap_or(d.width),
-                layers: args.layers.unwrap_or(d.layers),
-                heads: args.heads.unwrap_or(d.heads),
-                context: args.context.unwrap_or(d.context),
+                width: take!(args, width).unwrap_or(d.width),
+                layers: take!(args, layers).unwrap_or(d.layers),
+                heads: take!(args, heads).unwrap_or(d.heads),
+                context: take!(args, context).unwrap_or(d.context),
             };
             if !model.width.is_multiple_of(model.heads) {
                 return Err(usage(format!(
@@ -123,7 +245,7 @@ fn task(args: &TrainArgs) -> Result<Task> {
                     model.width, model.heads
                 )));
             }
-            let text = text::identify(args.text.as_deref(), model.context.saturating_add(1))?;
+            let text = text::identify(take!(args, text).as_deref(), model.context.saturating_add(1))?;
             Ok(Task::Text { text, model })
         }
     }
@@ -131,9 +253,6 @@ fn task(args: &TrainArgs) -> Result<Task> {
 
 /// Builds every optimizer once, so that nothing is found out after minutes of training.
 fn check(config: &Config, lrs: &[f64]) -> Result<()> {
-    if config.device == DeviceName::Reference && config.precision != PrecisionName::F32 {
-        return Err(usage("device `reference` computes in f64; --precision belongs to the others"));
-    }
     // The oracle takes any number it is given; the optimizer says which are out of range.
     size::check(&config.task, config.batch_size)?;
     let workload = Workload::new(&Source::load(&config.task)?, config.batch_size, 0)?;
@@ -168,30 +287,28 @@ fn kinds(args: &TrainArgs) -> Result<Vec<Kind>> {
     let muon_only = [OptimizerName::Muon];
     let named =
         !args.schedule.is_empty() || !args.schedules.is_empty() || args.iterations.is_some();
-    let wanted: &[OptimizerName] = match args.optimizer.as_slice() {
+    let wanted: &[OptimizerName] = match take!(args, optimizer).as_slice() {
         [] if !named => &all,
         // Who names a schedule means Muon.
         [] => &muon_only,
         some => some,
     };
-    if named && !wanted.contains(&OptimizerName::Muon) {
-        return Err(usage("--schedule, --schedules and --iterations belong to `--optimizer muon`"));
-    }
     let mut kinds = Vec::new();
     for name in wanted {
         match name {
             OptimizerName::GradientDescent => kinds.push(Kind::GradientDescent),
             OptimizerName::Adamw => kinds.push(Kind::AdamW),
             OptimizerName::Muon => {
-                let named: Vec<&str> = if args.schedule.is_empty() && args.schedules.is_empty() {
+                let (schedules, tables) = (take!(args, schedule), take!(args, schedules));
+                let named: Vec<&str> = if schedules.is_empty() && tables.is_empty() {
                     defaults::schedules(precision(args).into()).to_vec()
                 } else {
-                    args.schedule.iter().map(String::as_str).collect()
+                    schedules.iter().map(String::as_str).collect()
                 };
                 for schedule in named {
-                    kinds.push(Kind::Muon { method: method(schedule, args.iterations)? });
+                    kinds.push(Kind::Muon { method: method(schedule, args)? });
                 }
-                for table in &args.schedules {
+                for table in tables {
                     kinds.push(Kind::Muon { method: layer_schedules::load(table)? });
                 }
             }
@@ -200,13 +317,13 @@ fn kinds(args: &TrainArgs) -> Result<Vec<Kind>> {
     Ok(kinds)
 }
 
-fn method(schedule: &str, iterations: Option<usize>) -> Result<MuonMethod> {
+fn method(schedule: &str, args: &TrainArgs) -> Result<MuonMethod> {
     if schedule == "exact" && !Path::new(schedule).exists() {
         return Ok(MuonMethod::ExactSvd);
     }
     let schedule = CoefficientSchedule::preset_or_file(schedule)?;
-    let schedule = match iterations {
-        Some(n) => schedule.with_iterations(n)?,
+    let schedule = match take!(args, iterations) {
+        Some(n) => schedule.with_iterations(*n)?,
         None => schedule,
     };
     Ok(MuonMethod::from_schedule(&schedule))

@@ -5,13 +5,13 @@ use super::metrics::{Metrics, RowResults};
 use crate::chart::{Axis, Chart, Line, PALETTE, Scale, Weight};
 
 /// Training loss over steps: faint the loss of each batch (first seed), strong the loss on all training
-/// samples (mean over seeds, as in the table).
+/// samples (mean over seeds, as in the table). None where no line has two points to draw.
 pub(crate) fn chart(
     metrics: &Metrics<'_>,
     rows: &[RowResults<'_>],
     seeds: usize,
     task: &Task,
-) -> Chart {
+) -> Option<Chart> {
     let steps = rows
         .iter()
         .flat_map(|r| &r.records)
@@ -48,6 +48,9 @@ pub(crate) fn chart(
         let ys = lines.iter().flat_map(|l| &l.points).map(|p| p.1);
         ys.filter(|y| y.is_finite() && *y > 0.0).collect()
     };
+    if !strong.iter().any(|line| positive(std::slice::from_ref(line)).len() > 1) {
+        return None;
+    }
     // The strong lines decide the range; a batch loss below it runs along the edge.
     let ys = positive(&strong);
     let low = ys.iter().copied().fold(f64::INFINITY, f64::min).clamp(1e-12, 1.0);
@@ -58,7 +61,7 @@ pub(crate) fn chart(
         format!("strong: all training data, mean of {seeds} seeds")
     };
     faint.extend(strong);
-    Chart {
+    Some(Chart {
         title: metrics.finding.clone(),
         subtitle: format!(
             "{}, same split, initialisation and batches; {average}; faint: each batch",
@@ -71,7 +74,7 @@ pub(crate) fn chart(
         y: Axis::new("training loss (cross-entropy, nats)", (0.7 * low, 1.3 * high), Scale::Log),
         band: None,
         lines: faint,
-    }
+    })
 }
 
 fn indexed(values: &[f64]) -> Vec<(f64, f64)> {

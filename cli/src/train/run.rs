@@ -4,14 +4,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use muon_cuda::checkpoint::TensorFileWriter;
 use serde::Serialize;
 
-use super::config::{Config, OptimizerConfig};
-use super::jobs::Stop;
+use super::config::{Config, OptimizerConfig, Task};
 use super::optimizer::Stepper;
 use super::spectra::SpectraFile;
 use super::store::{Numbers, Stored, Tensors};
 use super::workload::{Scores, Source, Workload};
+
+/// A run that ends with so many times the loss of the untrained model has diverged.
+const DIVERGED: f64 = 100.0;
 
 /// Losses and accuracy after some steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -55,6 +58,19 @@ impl Record {
         self.evaluations.last().map_or(f64::NAN, |e| e.accuracy)
     }
 
+    /// The first step whose loss was out of all proportion to the untrained model's, if the run ended like that.
+    pub(crate) fn diverged(&self) -> Option<usize> {
+        let first = self.evaluations.first().map_or(f64::NAN, |e| e.training_loss);
+        // An untrained model guesses: its loss is the logarithm of the number of classes. A hundred times that is no
+        // model that is still learning. NaN compares as diverged.
+        let sane = |loss: f64| loss <= DIVERGED * first;
+        if sane(self.final_loss()) {
+            return None;
+        }
+        let step = self.batch_losses.iter().position(|loss| !sane(*loss));
+        Some(step.map_or(self.batch_losses.len(), |i| i + 1))
+    }
+
     /// First evaluated step whose training loss is at most `target`.
     pub(crate) fn steps_to(&self, target: f64) -> Option<usize> {
         self.evaluations.iter().find(|e| e.training_loss <= target).map(|e| e.step)
@@ -78,6 +94,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) checkpoints: Option<Checkpoints<'a>>,
     /// Where singular values of the directions go.
     pub(crate) spectra: Option<&'a SpectraFile>,
+    /// Where the trained parameters go.
+    pub(crate) models: Option<&'a Path>,
     /// Whether to stop.
     pub(crate) stop: Stop<'a>,
 }
@@ -105,10 +123,16 @@ pub(crate) fn run(
 ) -> Result<Outcome> {
     let config = around.config;
     let mut state = State::new(config, row, seed, source)?;
-    let name = format!("{}-seed{seed}", row.id());
+    let name = name(row, seed);
     let path = around.checkpoints.map(|c| c.directory.join(format!("{name}.safetensors")));
     if let Some(path) = path.as_ref().filter(|p| p.exists()) {
-        state.load(path).with_context(|| format!("checkpoint {}", path.display()))?;
+        state.load(path).with_context(|| {
+            format!(
+                "the checkpoint {} cannot be gone on with; remove it, and --resume trains this run again from its first \
+                 step and keeps the others",
+                path.display()
+            )
+        })?;
     }
     let lr_schedule = config.lr_schedule()?;
     progress(state.step, f64::NAN);
@@ -148,7 +172,15 @@ pub(crate) fn run(
         }
         progress(state.step, loss);
     }
+    if let Some(models) = around.models {
+        state.save_model(&models.join(format!("{name}.safetensors")))?;
+    }
     Ok(Outcome::Finished(state.record))
+}
+
+/// The name of a run: of its files and its records.
+pub(crate) fn name(row: &OptimizerConfig, seed: u64) -> String {
+    format!("{}-seed{seed}", row.id())
 }
 
 /// Everything that changes during a run.
@@ -195,6 +227,30 @@ impl State {
         let seconds = vec![r.step_seconds, r.optimizer_seconds];
         tensors.insert("record.seconds", Numbers::F64(seconds));
         tensors.save(path, &self.identity)
+    }
+
+    /// The parameters alone, by the model's names; not of a run that ended in numbers that are none.
+    fn save_model(&self, path: &Path) -> Result<()> {
+        let params = self.workload.params();
+        if !params.iter().flat_map(|p| &p.data).all(|x| x.is_finite()) {
+            return Ok(());
+        }
+        let mut writer = TensorFileWriter::new();
+        for p in params {
+            writer.values::<f32>(&p.name, &p.shape, &p.data)?;
+        }
+        let task = match self.identity.task {
+            Task::Digits { .. } => "digits",
+            Task::Text { .. } => "text",
+        };
+        writer.metadata("task", task);
+        writer.metadata("steps", &self.step.to_string());
+        writer.metadata("made_by", concat!("muon ", env!("CARGO_PKG_VERSION")));
+        for (row, seed) in self.identity.optimizers.iter().zip(&self.identity.seeds) {
+            writer.metadata("optimizer", &row.id());
+            writer.metadata("seed", &seed.to_string());
+        }
+        Ok(writer.save(path)?)
     }
 
     fn load(&mut self, path: &Path) -> Result<()> {

@@ -1,63 +1,102 @@
-//! `--record-spectra`: singular values of the directions of a job, appended to one file.
+//! `--record-spectra`: singular values of the directions of a job, appended to a file that may hold others already.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::path::{Path, absolute};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use muon_cuda::spectrum::{SpectrumRecord, read_records};
+
+use super::config::RecordedSpectra;
+use crate::exit::usage;
+use crate::journal::{self, Lines, Whole};
+use crate::terminal::Notes;
 
 /// A file of spectra that runs of a job write to in turn.
 #[derive(Debug)]
 pub(crate) struct SpectraFile {
-    path: PathBuf,
+    lines: Lines,
     every: usize,
-    inner: Mutex<Inner>,
+    /// Lines of this job that are there already: a run that is resumed from a checkpoint repeats some, to the byte.
+    written: Mutex<BTreeSet<String>>,
+    _lock: File,
 }
 
-#[derive(Debug)]
-struct Inner {
-    file: File,
-    /// Names and steps that are there already: a run that is resumed from a checkpoint repeats some.
-    written: BTreeSet<(String, u64)>,
+/// What a file holds.
+#[derive(Default)]
+struct Found {
+    whole: Whole,
+    /// The last record lacks its newline in the file.
+    unended: bool,
+}
+
+/// Where a new job's records will go; nothing is written yet.
+///
+/// # Errors
+/// A file that holds something else than spectra, or cannot be read.
+pub(crate) fn plan(file: &Path, every: usize) -> Result<RecordedSpectra> {
+    let from = u64::try_from(look(file)?.whole.text.len())?;
+    let file = absolute(file).with_context(|| unwritable(file))?;
+    Ok(RecordedSpectra { file, every, from })
+}
+
+fn look(path: &Path) -> Result<Found> {
+    match fs::metadata(path) {
+        Err(_) => return Ok(Found::default()),
+        Ok(found) if !found.is_file() => {
+            return Err(usage(format!(
+                "--record-spectra: {} is no regular file; records are appended, and read again on --resume",
+                path.display()
+            )));
+        }
+        Ok(_) => {}
+    }
+    let recording = read_records(path).map_err(|e| {
+        usage(format!(
+            "--record-spectra appends to {}, which holds something else: {e}; name another file",
+            path.display()
+        ))
+    })?;
+    let mut whole = journal::read(path)?;
+    // What follows the last newline is a record, or it is a part of one.
+    let unended = whole.cut && !recording.truncated;
+    if unended {
+        whole = Whole { text: fs::read_to_string(path)? + "\n", cut: false };
+    }
+    Ok(Found { whole, unended })
 }
 
 impl SpectraFile {
-    /// An empty file for a new job.
+    /// The file of a job that begins or goes on. A line that was cut off is removed, which is said.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub(crate) fn start(path: &Path, every: usize) -> Result<Self> {
-        let file = File::create(path).with_context(|| unwritable(path))?;
-        Ok(Self::new(path, every, file, BTreeSet::new()))
-    }
-
-    /// The file of a job that is resumed; a line that was cut off is removed.
-    ///
-    /// # Errors
-    /// It cannot be written, or holds something else than spectra.
-    pub(crate) fn resume(path: &Path, every: usize) -> Result<Self> {
-        if !path.exists() {
-            return Self::start(path, every);
-        }
-        let recording = read_records(path)?;
+    /// It cannot be written, or holds something else than spectra; another process appends to it.
+    pub(crate) fn open(recorded: &RecordedSpectra, notes: &Notes) -> Result<Self> {
+        let path = &recorded.file;
         let context = || unwritable(path);
-        let mut file =
-            OpenOptions::new().read(true).write(true).open(path).with_context(context)?;
-        let mut whole = String::new();
-        for record in &recording.records {
-            whole.push_str(&record.to_line()?);
+        // Before it is opened: opening some things that are no files waits for ever.
+        look(path)?;
+        let lock = OpenOptions::new().append(true).create(true).open(path).with_context(context)?;
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            bail!(
+                "another process is appending to {}; wait for it, stop it, or name another file",
+                path.display()
+            );
         }
-        file.set_len(0).with_context(context)?;
-        file.write_all(whole.as_bytes()).with_context(context)?;
-        let written = recording.records.into_iter().map(|r| (r.name, r.step)).collect();
-        Ok(Self::new(path, every, file, written))
-    }
-
-    fn new(path: &Path, every: usize, file: File, written: BTreeSet<(String, u64)>) -> Self {
-        Self { path: path.to_owned(), every, inner: Mutex::new(Inner { file, written }) }
+        let Found { whole, unended } = look(path)?;
+        if whole.cut {
+            notes.say(&format!("{} ended in half a line, which is removed", path.display()));
+        }
+        let lines = Lines::after(path, &whole).with_context(context)?;
+        if unended {
+            lines.append_text("\n")?;
+        }
+        // A file that is shorter than it was is another one: everything in it may be this job's.
+        let own = usize::try_from(recorded.from).ok().and_then(|from| whole.text.get(from..));
+        let own = own.unwrap_or(&whole.text).split_inclusive('\n');
+        let written = own.map(str::to_owned).collect();
+        Ok(Self { lines, every: recorded.every, written: Mutex::new(written), _lock: lock })
     }
 
     /// Whether that step's directions are recorded.
@@ -70,16 +109,16 @@ impl SpectraFile {
     /// # Errors
     /// The file system's.
     pub(crate) fn append(&self, run: &str, records: Vec<SpectrumRecord>) -> Result<()> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lines = String::new();
         for mut record in records {
             record.name = format!("{run}/{}", record.name);
-            if inner.written.insert((record.name.clone(), record.step)) {
-                lines.push_str(&record.to_line()?);
+            let line = record.to_line()?;
+            if written.insert(line.clone()) {
+                lines.push_str(&line);
             }
         }
-        inner.file.seek(SeekFrom::End(0)).with_context(|| unwritable(&self.path))?;
-        inner.file.write_all(lines.as_bytes()).with_context(|| unwritable(&self.path))
+        self.lines.append_text(&lines)
     }
 }
 

@@ -55,10 +55,7 @@ impl Stored {
     pub(crate) fn load(path: &Path, run: &Config) -> Result<Self> {
         let reader = Reader::load(path)?;
         let found: Config = reader.content()?;
-        ensure!(
-            found == *run,
-            "it belongs to another run (other seed, optimizer or budget); remove it, or start afresh without --resume"
-        );
+        ensure!(found == *run, "it belongs to another run (other seed, optimizer or budget)");
         Ok(Self(reader))
     }
 

@@ -1,8 +1,6 @@
 //! The study's memory: a line of JSON for each finished piece of work, appended and never changed.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
@@ -10,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::candidate::Start;
 use super::objective::Missed;
 use super::settings::Settings;
-use crate::exit::usage;
-use crate::files::{MOST_OF_A_RECORD, read_text};
+use crate::files::write_atomically;
+use crate::journal::{self, Lines};
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,80 +25,67 @@ pub(crate) enum Line {
 
 /// A journal open for appending.
 #[derive(Debug)]
-pub(crate) struct Journal {
-    file: File,
-    path: PathBuf,
+pub(crate) struct Journal(Lines);
+
+/// A journal that is gone on with.
+#[derive(Debug)]
+pub(crate) struct Resumed {
+    pub(crate) journal: Journal,
+    pub(crate) settings: Settings,
+    /// After the first one.
+    pub(crate) lines: Vec<Line>,
+    /// Whether a part of a line was removed: its work is done again.
+    pub(crate) cut: bool,
 }
 
 impl Journal {
-    /// Begins a study, over an earlier one.
+    /// Begins a study, over an earlier one. A journal that is there has its first line: it is written whole or not at all.
     ///
     /// # Errors
     /// The file system's.
     pub(crate) fn create(path: &Path, settings: &Settings) -> Result<Self> {
-        let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-        let mut journal = Self { file, path: path.to_owned() };
-        journal.append(&Line::Study(Box::new(settings.clone())))?;
-        Ok(journal)
-    }
-
-    /// Whether a study was begun there: a writer that was killed may have left a file without a whole line.
-    pub(crate) fn begun(path: &Path) -> bool {
-        match muon_cuda::checkpoint::read_file(path, MOST_OF_A_RECORD) {
-            Ok(bytes) => bytes.contains(&b'\n'),
-            // What does not read is not to be written over: going on with it says what is wrong.
-            Err(_) => path.exists(),
-        }
+        let line = serde_json::to_string(&Line::Study(Box::new(settings.clone())))? + "\n";
+        write_atomically(path, line.as_bytes())?;
+        Ok(Self(Lines::after(path, &journal::read(path)?)?))
     }
 
     /// Goes on with a study. A last line that was cut off is removed: its work is done again.
     ///
     /// # Errors
-    /// No journal; a line that is none, other than a cut last one; a first line that is no study.
-    pub(crate) fn resume(path: &Path) -> Result<(Self, Settings, Vec<Line>)> {
-        if !path.exists() {
-            return Err(usage(format!(
-                "nothing to resume: {} does not exist; start a study without --resume",
+    /// A line that is none, other than a cut last one; a first line that is no study.
+    pub(crate) fn resume(path: &Path) -> Result<Resumed> {
+        let context = || {
+            format!(
+                "the journal {} cannot be gone on with; remove the lines from the damaged one on, and their work is done \
+                 again, or start afresh with --force",
                 path.display()
-            )));
-        }
-        let context = || format!("read the journal {}", path.display());
-        let text = read_text(path, MOST_OF_A_RECORD).with_context(context)?;
-        let (lines, whole) = parse(&text).with_context(context)?;
-        let mut lines = lines.into_iter();
-        let Some(Line::Study(settings)) = lines.next() else {
-            return Err(anyhow!("the journal {} does not begin with a study", path.display()));
+            )
         };
-        settings.check().with_context(context)?;
-        let file = OpenOptions::new().append(true).open(path).with_context(context)?;
-        file.set_len(u64::try_from(whole)?).with_context(context)?;
-        Ok((Self { file, path: path.to_owned() }, *settings, lines.collect()))
+        let whole = journal::read(path)?;
+        let mut lines = parse(&whole.text).with_context(context)?.into_iter();
+        let Some(Line::Study(settings)) = lines.next() else {
+            return Err(anyhow!(
+                "the journal {} does not begin with a study; start afresh with --force",
+                path.display()
+            ));
+        };
+        settings.check().with_context(|| format!("the journal {}", path.display()))?;
+        let journal = Self(Lines::after(path, &whole)?);
+        Ok(Resumed { journal, settings: *settings, lines: lines.collect(), cut: whole.cut })
     }
 
     /// Adds a line and waits until the disk has it.
     ///
     /// # Errors
     /// The file system's.
-    pub(crate) fn append(&mut self, line: &Line) -> Result<()> {
-        let mut bytes = serde_json::to_vec(line)?;
-        bytes.push(b'\n');
-        // One write: another process that reads meanwhile sees whole lines, or a cut last one.
-        self.file
-            .write_all(&bytes)
-            .and_then(|()| self.file.sync_data())
-            .with_context(|| format!("write the journal {}", self.path.display()))
+    pub(crate) fn append(&self, line: &Line) -> Result<()> {
+        self.0.append(line)
     }
 }
 
-/// The lines, and how many bytes they take: up to the last newline.
-fn parse(text: &str) -> Result<(Vec<Line>, usize)> {
-    let (mut lines, mut whole) = (Vec::new(), 0);
-    for (i, line) in text.split_inclusive('\n').enumerate() {
-        if !line.ends_with('\n') {
-            // Even if it parses: what follows would be appended to it.
-            break;
-        }
-        whole += line.len();
+fn parse(text: &str) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for (i, line) in text.lines().enumerate() {
         if line.trim().is_empty() {
             continue;
         }
@@ -112,7 +97,7 @@ fn parse(text: &str) -> Result<(Vec<Line>, usize)> {
         );
         lines.push(parsed);
     }
-    Ok((lines, whole))
+    Ok(lines)
 }
 
 #[cfg(test)]
@@ -124,7 +109,7 @@ mod tests {
     fn a_journal_cut_anywhere_goes_on_from_the_last_whole_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal.jsonl");
-        let mut journal = Journal::create(&path, &settings()).unwrap();
+        let journal = Journal::create(&path, &settings()).unwrap();
         let polished = Line::Polished {
             candidate: 3,
             coefficients: vec![vec![1.5, -0.5], vec![0.1, 1e-300]],
@@ -139,12 +124,14 @@ mod tests {
             (0..text.len()).filter(|i| text[*i] == b'\n').map(|i| i + 1).collect();
         for cut in ends[0]..=text.len() {
             std::fs::write(&path, &text[..cut]).unwrap();
-            let (mut journal, found, lines) = Journal::resume(&path).unwrap();
-            assert_eq!(found, settings());
+            let resumed = Journal::resume(&path).unwrap();
+            assert_eq!(resumed.settings, settings());
             let whole = ends.iter().filter(|e| **e <= cut).count();
-            assert_eq!(lines, [started.clone(), polished.clone()][..whole - 1], "{cut}");
-            journal.append(&polished).unwrap();
-            assert_eq!(Journal::resume(&path).unwrap().2.len(), whole);
+            assert_eq!(resumed.lines, [started.clone(), polished.clone()][..whole - 1], "{cut}");
+            assert_eq!(resumed.cut, !ends.contains(&cut));
+            resumed.journal.append(&polished).unwrap();
+            let again = Journal::resume(&path).unwrap();
+            assert_eq!((again.lines.len(), again.cut), (whole, false));
         }
         // Not even the study is whole.
         std::fs::write(&path, &text[..ends[0] - 1]).unwrap();
@@ -164,7 +151,5 @@ mod tests {
         assert!(error("{\"polished\":\n").contains("line 2"));
         assert!(error(&text).contains("line 2"));
         assert!(error("{\"unknown\":{}}\n").contains("unknown"));
-        let none = Journal::resume(&dir.path().join("none")).unwrap_err().to_string();
-        assert!(none.contains("nothing to resume"), "{none}");
     }
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -11,13 +10,13 @@ use muon_cuda::MatrixShape;
 use serde::{Deserialize, Serialize};
 
 use super::candidate::candidates;
-use super::journal::Journal;
 use super::record::{Entry, Record};
 use super::settings::Settings;
-use super::study::{Begin, JOURNAL, RECORD, Studied, run};
+use super::study::{self, Begin, JOURNAL, Place, RECORD, Studied, run};
 use crate::args::TuneArgs;
+use crate::directory::{Kind, OutDirectory};
 use crate::exit::{Ended, usage};
-use crate::files::{MOST_OF_A_RECORD, read_text, write_atomically};
+use crate::files::{MOST_OF_A_RECORD, read_text};
 use crate::tables::table;
 use crate::terminal::Notes;
 use crate::train::layer_schedules;
@@ -39,11 +38,6 @@ struct Layer {
     settings: Settings,
 }
 
-/// Whether that directory holds studies of layers.
-pub(super) fn in_directory(out: &Path) -> bool {
-    out.join(LAYERS).exists()
-}
-
 /// The parameter that a spectrum belongs to: its name without the run that `muon train` puts before it
 /// (`muon_jordan_5-seed0/`), the matrix of several (`[3]`), and the step (`@100`).
 pub(super) fn param_of(spectrum: &str) -> &str {
@@ -62,31 +56,35 @@ pub(super) fn param_of(spectrum: &str) -> &str {
     }
 }
 
+/// Begins the studies of all layers in a directory of their own.
+///
+/// # Errors
+/// Of the arguments, or the files.
+pub(super) fn start(args: &TuneArgs, base: &Settings, notes: &Notes) -> Result<OutDirectory> {
+    let layers = layers(base)?;
+    let mut files = [LAYERS, SCHEDULES].map(str::to_owned).to_vec();
+    files.extend(layers.iter().flat_map(|l| study::files(&l.folder())));
+    let directory = OutDirectory::start(super::out(args), Kind::TunePerLayer, &files, notes)?;
+    let json = serde_json::to_string_pretty(&layers)? + "\n";
+    directory.write(LAYERS, json.as_bytes())?;
+    Ok(directory)
+}
+
 /// Runs or finishes the studies of all layers.
 ///
 /// # Errors
-/// Of the arguments, the files, or a search, with its layer.
-pub(super) fn tune(args: &TuneArgs, deadline: Option<Instant>, notes: &Notes) -> Result<Ended> {
-    let index = args.out.join(LAYERS);
-    let layers = if args.resume {
-        let text = read_text(&index, MOST_OF_A_RECORD).context("list of layers")?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("{} is not a list of layers", index.display()))?
-    } else {
-        let layers = layers(&Settings::new(args)?)?;
-        std::fs::create_dir_all(&args.out).with_context(|| {
-            format!("the output directory {} cannot be made", args.out.display())
-        })?;
-        // Results of other studies under the same names are not to be taken for these.
-        for layer in &layers {
-            let path = args.out.join(&layer.directory);
-            for file in [JOURNAL, RECORD].map(|f| path.join(f)).iter().filter(|f| f.exists()) {
-                std::fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
-            }
-        }
-        write_atomically(&index, (serde_json::to_string_pretty(&layers)? + "\n").as_bytes())?;
-        layers
-    };
+/// Of the files, or a search, with its layer.
+pub(super) fn tune(
+    args: &TuneArgs,
+    directory: &OutDirectory,
+    deadline: Option<Instant>,
+    notes: &Notes,
+) -> Result<Ended> {
+    let index = directory.path(LAYERS);
+    let text = read_text(&index, MOST_OF_A_RECORD).context("list of layers")?;
+    let layers: Vec<Layer> = serde_json::from_str(&text).with_context(|| {
+        format!("{} is not a list of layers; start afresh with --force", index.display())
+    })?;
     let mut done = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         notes.say(&format!("{} of {}: {}", i + 1, layers.len(), layer.param));
@@ -96,25 +94,28 @@ pub(super) fn tune(args: &TuneArgs, deadline: Option<Instant>, notes: &Notes) ->
             let now = Instant::now();
             now + t.saturating_duration_since(now) / left
         });
-        let studied = study(layer, &args.out, super::jobs(args), until, notes)
+        let studied = one(layer, directory, super::jobs(args), until, notes)
             .with_context(|| format!("layer `{}`", layer.param))?;
         match studied {
             Studied::Recorded(record) => done.push((layer, *record)),
             Studied::Stopped => {
-                let out = args.out.display();
-                notes.say(&format!("stopped; go on with: muon tune --resume --out {out}"));
+                let out = directory.out_argument();
+                notes.say(&format!("stopped; go on with: muon tune --resume{out}"));
                 return Ok(Ended::Interrupted);
+            }
+            Studied::Infeasible(why) => {
+                return Err(usage(why)).with_context(|| format!("layer `{}`", layer.param));
             }
         }
     }
     let rows: Vec<(&Layer, &Record, &Entry)> =
         done.iter().filter_map(|(l, r)| Some((*l, r, worth_it(r)?))).collect();
-    let path = args.out.join(SCHEDULES);
+    let path = directory.path(SCHEDULES);
     let text = layer_schedules::to_toml(
         "Made by muon tune --per-layer; for muon train --schedules.",
         rows.iter().map(|(l, _, e)| (l.param.clone(), format!("{}/{}.toml", l.directory, e.name))),
     );
-    write_atomically(&path, text.as_bytes())?;
+    directory.write(SCHEDULES, text.as_bytes())?;
     let mut stdout = crate::output::stdout();
     if args.json {
         let records: BTreeMap<&str, &Record> =
@@ -160,26 +161,46 @@ fn layers(base: &Settings) -> Result<Vec<Layer>> {
         .collect()
 }
 
-fn study(
+/// The studies of all layers.
+#[cfg(test)]
+pub(super) fn settings(base: &Settings) -> Result<Vec<Settings>> {
+    Ok(layers(base)?.into_iter().map(|l| l.settings).collect())
+}
+
+impl Layer {
+    /// Its folder, as the start of file names.
+    fn folder(&self) -> String {
+        format!("{}/", self.directory)
+    }
+}
+
+fn one(
     layer: &Layer,
-    out: &Path,
+    directory: &OutDirectory,
     jobs: usize,
     deadline: Option<Instant>,
     notes: &Notes,
 ) -> Result<Studied> {
-    let out = out.join(&layer.directory);
-    if out.join(RECORD).exists() {
-        let record = Record::load(&out.join(RECORD))?;
+    let place = Place { directory, folder: &layer.folder() };
+    let record = place.path(RECORD);
+    if record.exists() {
+        let record = Record::load(&record).with_context(|| {
+            format!("{} is damaged; remove it, and --resume writes it again", record.display())
+        })?;
         if record.complete && record.settings == layer.settings {
             return Ok(Studied::Recorded(Box::new(record)));
         }
     }
-    let begin = if Journal::begun(&out.join(JOURNAL)) {
-        Begin::Resume
-    } else {
-        Begin::New(Box::new(layer.settings.clone()))
+    // Folders that were lost are made again.
+    directory.claim(&study::files(place.folder))?;
+    let journal = place.path(JOURNAL);
+    let begun = match muon_cuda::checkpoint::read_file(&journal, MOST_OF_A_RECORD) {
+        Ok(bytes) => bytes.contains(&b'\n'),
+        // What does not read is not to be written over: going on with it says what is wrong.
+        Err(_) => journal.exists(),
     };
-    run(begin, &out, jobs, deadline, notes)
+    let begin = if begun { Begin::Resume } else { Begin::New(Box::new(layer.settings.clone())) };
+    run(begin, place, jobs, deadline, notes)
 }
 
 /// The cheapest schedule of a front that errs by little more than the best.

@@ -15,7 +15,6 @@ use super::cma::{Random, minimise};
 use super::journal::{Journal, Line};
 use super::objective::{Missed, Objective};
 use super::settings::Settings;
-use crate::exit::usage;
 use crate::terminal::Notes;
 
 /// Starts of one candidate whose rounding is looked at, the best without rounding.
@@ -33,6 +32,15 @@ pub(crate) struct Found {
     pub(crate) schedule: CoefficientSchedule,
     pub(crate) start: Start,
     pub(crate) evaluations: usize,
+}
+
+/// How a search ended.
+#[derive(Debug)]
+pub(crate) enum Searched {
+    /// With schedules, or stopped before there were any.
+    Found(Outcome),
+    /// No candidate keeps the constraints, in words.
+    Infeasible(String),
 }
 
 /// What the search did.
@@ -66,16 +74,16 @@ impl Limits<'_> {
 /// number of jobs, nor on where the study was interrupted.
 ///
 /// # Errors
-/// No candidate keeps the constraints; the journal cannot be written.
+/// The journal cannot be written.
 pub(crate) fn search(
     settings: &Settings,
     objective: &Objective<'_>,
     candidates: &[(f64, Candidate)],
-    journal: &mut Journal,
+    journal: &Journal,
     before: Vec<Line>,
     limits: Limits<'_>,
     notes: &Notes,
-) -> Result<Outcome> {
+) -> Result<Searched> {
     let (mut started, mut polished) = (BTreeMap::new(), BTreeMap::new());
     for line in before {
         match line {
@@ -111,7 +119,7 @@ pub(crate) fn search(
         .collect();
     if feasible.is_empty() && started.len() == candidates.len() {
         let least = started.values().fold(Missed::WORST, |a, (_, m)| a.least(*m));
-        return Err(usage(format!(
+        return Ok(Searched::Infeasible(format!(
             "infeasible: none of {} candidates keeps the constraints; missed by all: {least}",
             candidates.len()
         )));
@@ -156,7 +164,8 @@ pub(crate) fn search(
             None => at(candidate.start(start)?, score, 0),
         });
     }
-    Ok(Outcome { found, complete, stopped: limits.stop.load(Ordering::Relaxed) })
+    let stopped = limits.stop.load(Ordering::Relaxed);
+    Ok(Searched::Found(Outcome { found, complete, stopped }))
 }
 
 /// A schedule from rows of coefficients.

@@ -3,13 +3,16 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 use muon_cuda::spectrum::{self, SpectrumFamily};
 use muon_cuda::{MatrixShape, Precision, Spectrum};
 use serde::{Deserialize, Serialize};
 
 use super::cost::CostModel;
 use super::layers::param_of;
-use crate::args::{AggregateName, ObjectiveName, TuneArgs, TuneMethodName, TunePrecisionName};
+use crate::args::{
+    AggregateName, ObjectiveName, TuneArgs, TuneMethodName, TunePrecisionName, take,
+};
 use crate::exit::usage;
 use crate::files::{MOST_OF_A_LIST, read_text};
 
@@ -76,47 +79,63 @@ impl Settings {
     /// # Errors
     /// Arguments that contradict each other or cannot be met; files that do not read.
     pub(crate) fn new(args: &TuneArgs) -> Result<Self> {
-        if args.per_layer && args.spectra.is_empty() {
+        let (spectrum, spectra) = (take!(args, spectrum), take!(args, spectra));
+        let per_layer = *take!(args, per_layer);
+        if per_layer && spectra.is_empty() {
             return Err(usage(
                 "--per-layer tunes for spectra of parameters; name their file with --spectra",
             ));
         }
-        let families = match (&args.spectrum[..], &args.spectra[..]) {
+        let families = match (&spectrum[..], &spectra[..]) {
             ([], []) => DEFAULT_SPECTRA.map(str::to_owned).to_vec(),
             (families, _) => families.to_vec(),
         };
-        let held_out = match &args.held_out {
-            Some(path) => families_of(path)?,
-            None => Vec::new(),
-        };
-        let precision = args.precision;
+        let precision = *take!(args, precision);
+        let (cost, objective, band_given) =
+            (*take!(args, cost), *take!(args, objective), take!(args, band));
+        let of_interval = objective == ObjectiveName::WorstCase || band_given.is_some();
+        // What f64 would round is not looked at, and nothing is measured in it.
+        let rounds = precision != TunePrecisionName::F64;
+        let held_out = if rounds { take!(args, held_out).as_deref() } else { None };
+        let held_out = held_out.map(families_of).transpose()?.unwrap_or_default();
+        // Each layer has a shape of its own. Without, the aspect ratio decides costs; the size only what is made of it.
+        let of_a_size = !families.is_empty() || !held_out.is_empty() || cost != CostModel::Flops;
         let u = precision.of().map_or(f64::EPSILON, Precision::unit_roundoff);
         let mut settings = Self {
             version: VERSION,
             precision,
-            aspect: args.aspect,
-            short: args.size,
+            aspect: if per_layer { args.aspect } else { *take!(args, aspect) },
+            short: if of_a_size && !per_layer { *take!(args, size) } else { args.size },
             families,
-            files: args.spectra.iter().map(|p| p.display().to_string()).collect(),
+            files: spectra.iter().map(|p| p.display().to_string()).collect(),
             layer: None,
             fingerprint: 0,
-            iterations: args.iterations.clone(),
-            degrees: args.degrees.clone(),
-            method: args.method,
-            cost: args.cost,
-            max_cost: args.max_cost,
-            objective: args.objective,
-            aggregate: args.aggregate,
-            lower: args.lower,
-            band: args.band.as_deref().map(band).transpose()?,
-            min_safe_sigma: args.min_safe_sigma.unwrap_or((1.0 + u) * (1.0 + u)),
-            max_slope: args.max_slope,
-            rounding_safe: !args.no_rounding_safety,
+            iterations: take!(args, iterations).clone(),
+            degrees: take!(args, degrees).clone(),
+            method: *take!(args, method),
+            cost,
+            max_cost: *take!(args, max_cost),
+            objective,
+            aggregate: match objective {
+                ObjectiveName::WorstCase => args.aggregate,
+                _ => *take!(args, aggregate),
+            },
+            lower: if of_interval { *take!(args, lower) } else { args.lower },
+            band: band_given.as_deref().map(band).transpose()?,
+            min_safe_sigma: take!(args, min_safe_sigma).unwrap_or((1.0 + u) * (1.0 + u)),
+            max_slope: *take!(args, max_slope),
+            rounding_safe: if rounds { !*take!(args, no_rounding_safety) } else { true },
             seed: args.seed,
-            polish: args.polish,
+            polish: *take!(args, polish),
             evaluations: args.evaluations,
             held_out,
         };
+        // Without a polish there is nothing to draw and nothing to evaluate.
+        if settings.polish > 0 {
+            settings.seed = *take!(args, seed);
+            settings.evaluations = *take!(args, evaluations);
+        }
+        args.given.refuse_the_rest(&settings.in_words(per_layer))?;
         settings.check()?;
         let lists = [("--degrees", &settings.degrees), ("--iterations", &settings.iterations)];
         for (what, list) in lists {
@@ -130,6 +149,21 @@ impl Settings {
         }
         settings.fingerprint = fingerprint(&settings.spectra_of_files()?);
         Ok(settings)
+    }
+
+    /// The study in a few words, for the refusal of what it does not use.
+    fn in_words(&self, per_layer: bool) -> String {
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map(|v| v.get_name().to_owned()).unwrap_or_default()
+        };
+        format!(
+            "this study (objective {}, {}, cost {}, {} polishes{})",
+            name(self.objective.to_possible_value()),
+            self.precision.name(),
+            self.cost,
+            self.polish,
+            if per_layer { ", for each layer" } else { "" }
+        )
     }
 
     /// Refuses what no search can meet.

@@ -1,19 +1,20 @@
 //! One study: from its settings, or its journal, to record, schedules and charts in a directory.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use muon_cuda::CoefficientSchedule;
 
 use super::candidate::candidates;
-use super::journal::Journal;
+use super::journal::{Journal, Resumed};
 use super::objective::Objective;
 use super::record::{Benches, Entry, Record};
 use super::report;
-use super::search::{Found, Limits, Outcome, front, search};
+use super::search::{Found, Limits, Outcome, Searched, front, search};
 use super::settings::{Settings, analytic};
+use crate::directory::OutDirectory;
 use crate::files::write_atomically;
 use crate::schedules::{composition_chart, published};
 use crate::terminal::{Notes, stop_requested};
@@ -24,10 +25,36 @@ pub(super) const RECORD: &str = "record.json";
 /// Where a study begins.
 #[derive(Debug)]
 pub(super) enum Begin {
-    /// Afresh, over what is in the directory.
+    /// Afresh; what can be wrong with the settings has been looked for.
     New(Box<Settings>),
     /// Where its journal ends.
     Resume,
+}
+
+/// A study's part of an output directory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) directory: &'a OutDirectory,
+    /// A layer's folder with a `/` behind it; empty for a study alone.
+    pub(super) folder: &'a str,
+}
+
+impl Place<'_> {
+    /// Where the study has a file of that name.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path(&self.name(name))
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.folder)
+    }
+}
+
+/// Files of a study whose names are known before it is done.
+pub(super) fn files(folder: &str) -> Vec<String> {
+    [JOURNAL, RECORD, "pareto.svg", "pareto.png", "errors.svg", "errors.png"]
+        .map(|name| format!("{folder}{name}"))
+        .to_vec()
 }
 
 /// How it ended.
@@ -37,6 +64,8 @@ pub(super) enum Studied {
     Recorded(Box<Record>),
     /// The user asked to stop.
     Stopped,
+    /// No schedule keeps the constraints, in words.
+    Infeasible(String),
 }
 
 /// Runs or finishes the study of a directory and writes its results.
@@ -45,30 +74,23 @@ pub(super) enum Studied {
 /// Of the settings, the files, or the search; no time for the first candidate.
 pub(super) fn run(
     begin: Begin,
-    out: &Path,
+    place: Place<'_>,
     jobs: usize,
     deadline: Option<Instant>,
     notes: &Notes,
 ) -> Result<Studied> {
-    let path = out.join(JOURNAL);
-    let (mut journal, settings, before) = match begin {
-        Begin::Resume => Journal::resume(&path)?,
-        Begin::New(settings) => {
-            let settings = *settings;
-            // What is wrong with the spectra or the constraints is found before anything is written.
-            settings.spectra()?;
-            candidates(&settings)?;
-            std::fs::create_dir_all(out).with_context(|| {
-                format!("the output directory {} cannot be made", out.display())
-            })?;
-            if path.exists() && !out.join(RECORD).exists() {
-                notes.say(&format!(
-                    "{} holds a study that was not finished; it is started afresh (to go on with it: --resume)",
-                    out.display()
-                ));
+    let path = place.path(JOURNAL);
+    let (journal, settings, before) = match begin {
+        Begin::Resume => {
+            let Resumed { journal, settings, lines, cut } = Journal::resume(&path)?;
+            if cut {
+                notes.say(
+                    "the journal ended in half a line, which is removed; its work is done again",
+                );
             }
-            (Journal::create(&path, &settings)?, settings, Vec::new())
+            (journal, settings, lines)
         }
+        Begin::New(settings) => (Journal::create(&path, &settings)?, *settings, Vec::new()),
     };
     let spectra = settings.spectra()?;
     let held_out = analytic(&settings.held_out, settings.shape())?;
@@ -76,7 +98,10 @@ pub(super) fn run(
     let objective = Objective::new(&settings, &spectra);
     let limits = Limits { jobs, deadline, stop: stop_requested() };
     notes.say(&format!("{} candidates, {} spectra", all.len(), spectra.len()));
-    let outcome = search(&settings, &objective, &all, &mut journal, before, limits, notes)?;
+    let outcome = match search(&settings, &objective, &all, &journal, before, limits, notes)? {
+        Searched::Found(outcome) => outcome,
+        Searched::Infeasible(why) => return Ok(Studied::Infeasible(why)),
+    };
     if outcome.stopped {
         return Ok(Studied::Stopped);
     }
@@ -101,7 +126,7 @@ pub(super) fn run(
     if limits.stop.load(Ordering::Relaxed) {
         return Ok(Studied::Stopped);
     }
-    write(&record, &spectra, out)?;
+    write(&record, &spectra, place)?;
     Ok(Studied::Recorded(Box::new(record)))
 }
 
@@ -120,19 +145,24 @@ fn tuned(settings: &Settings, outcome: &Outcome, benches: &Benches) -> Result<Ve
 }
 
 /// Every file of a finished study.
-fn write(record: &Record, spectra: &[muon_cuda::Spectrum], out: &Path) -> Result<()> {
+fn write(record: &Record, spectra: &[muon_cuda::Spectrum], place: Place<'_>) -> Result<()> {
     let json = serde_json::to_string_pretty(record)? + "\n";
     let schedules = record
         .tuned
         .iter()
         .map(|e| e.schedule(&record.settings))
         .collect::<Result<Vec<CoefficientSchedule>>>()?;
+    let endings = ["toml", "svg", "png"];
+    let names: Vec<String> = schedules
+        .iter()
+        .flat_map(|s| endings.map(|ending| place.name(&format!("{}.{ending}", s.name()))))
+        .collect();
+    place.directory.claim(&names)?;
     for schedule in &schedules {
-        let file = out.join(format!("{}.toml", schedule.name()));
-        write_atomically(&file, schedule.to_toml_string()?.as_bytes())?;
+        let file = |ending: &str| place.path(&format!("{}.{ending}", schedule.name()));
+        write_atomically(&file("toml"), schedule.to_toml_string()?.as_bytes())?;
         for ending in ["svg", "png"] {
-            let file = out.join(format!("{}.{ending}", schedule.name()));
-            composition_chart(schedule)?.write(&file)?;
+            composition_chart(schedule)?.write(&file(ending))?;
         }
     }
     let (chart, marks) = report::pareto(record);
@@ -142,9 +172,9 @@ fn write(record: &Record, spectra: &[muon_cuda::Spectrum], out: &Path) -> Result
     }
     let errors = report::errors(&compared, spectra);
     for ending in ["svg", "png"] {
-        chart.write_with(&marks, &out.join(format!("pareto.{ending}")))?;
-        errors.write(&out.join(format!("errors.{ending}")))?;
+        chart.write_with(&marks, &place.path(&format!("pareto.{ending}")))?;
+        errors.write(&place.path(&format!("errors.{ending}")))?;
     }
     // Last: where there is a record, everything else is there too.
-    write_atomically(&out.join(RECORD), json.as_bytes())
+    place.directory.write(&place.name(RECORD), json.as_bytes())
 }

@@ -64,6 +64,14 @@ pub(crate) fn tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&["train"], TINY, more].concat()
 }
 
+/// The same for `--lr-grid` and `--sweep`, which have no checkpoints.
+pub(crate) fn tiny_search<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let of_checkpoints = TINY.iter().position(|a| *a == "--checkpoint-every").unwrap();
+    let mut args = tiny(more);
+    args.drain(1 + of_checkpoints..3 + of_checkpoints);
+    args
+}
+
 /// `metrics.json` of a directory without the part that differs between executions.
 pub(crate) fn metrics(dir: &Path) -> serde_json::Value {
     let text = std::fs::read_to_string(dir.join("metrics.json")).unwrap();

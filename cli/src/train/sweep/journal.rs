@@ -3,15 +3,13 @@
 //! The first line says under which configuration the runs were made. Lines are appended whole; a program
 //! that is killed leaves at most the last one cut off, and that one is removed when the journal is opened.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::usage;
+use crate::journal::{self, Lines};
 use crate::train::config::{Config, OptimizerConfig};
 use crate::train::run::Record;
 
@@ -68,11 +66,10 @@ struct Header {
     config: serde_json::Value,
 }
 
-/// An open journal; no other process writes to it meanwhile.
+/// An open journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    path: PathBuf,
-    file: Mutex<File>,
+    lines: Lines,
     entries: Vec<Entry>,
 }
 
@@ -82,36 +79,12 @@ impl Journal {
     /// Seeds and optimizers are not part of what must agree: more of them can be added later.
     ///
     /// # Errors
-    /// It cannot be read or written; another process has it open; a line (other than a cut last one) is no
-    /// entry; it was made under another configuration.
+    /// It cannot be read or written; a line (other than a cut last one) is no entry; it was made under another
+    /// configuration.
     pub(crate) fn open(path: &Path, config: &Config) -> Result<(Self, bool)> {
-        let context = || format!("the journal {}", path.display());
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(context)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail!(
-                    "another process is writing to {}; wait for it or choose another --out",
-                    path.display()
-                )
-            }
-            // A file system without locks: nothing to protect with.
-            Err(TryLockError::Error(_)) => {}
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).with_context(context)?;
-        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
-        let cut = whole < bytes.len();
-        let text = std::str::from_utf8(&bytes[..whole])
-            .map_err(|e| anyhow!("{} is not UTF-8: {e}", path.display()))?;
+        let whole = journal::read(path)?;
         let identity = identity(config)?;
-        let mut lines = text.lines().enumerate();
+        let mut lines = whole.text.lines().enumerate();
         let mut entries = Vec::new();
         if let Some((_, first)) = lines.next() {
             check_header(path, first, &identity)?;
@@ -127,15 +100,17 @@ impl Journal {
                 })?);
             }
         }
-        if cut {
-            file.set_len(whole as u64).with_context(context)?;
+        let this = Self { lines: Lines::after(path, &whole)?, entries };
+        if whole.text.is_empty() {
+            this.lines.append(&Header { format: FORMAT.into(), config: identity })?;
         }
-        file.seek(SeekFrom::End(0)).with_context(context)?;
-        let this = Self { path: path.to_owned(), file: Mutex::new(file), entries };
-        if whole == 0 {
-            this.append(&Header { format: FORMAT.into(), config: identity })?;
-        }
-        Ok((this, cut))
+        Ok((this, whole.cut))
+    }
+
+    /// Whether that file is the journal of that configuration.
+    pub(crate) fn is_of(path: &Path, config: &Config) -> bool {
+        let same = |first: &str| check_header(path, first, &identity(config)?);
+        journal::read(path).is_ok_and(|w| w.text.lines().next().is_none_or(|l| same(l).is_ok()))
     }
 
     /// The end of a run, if it is among the finished ones.
@@ -154,16 +129,7 @@ impl Journal {
         seed: u64,
         result: Final,
     ) -> Result<()> {
-        self.append(&Entry { optimizer: optimizer.clone(), seed, result })
-    }
-
-    /// One line, handed to the system in one piece and to the disk before the next run starts.
-    fn append(&self, what: &impl Serialize) -> Result<()> {
-        let mut line = serde_json::to_vec(what)?;
-        line.push(b'\n');
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = file.write_all(&line).and_then(|()| file.sync_data());
-        written.with_context(|| format!("write to the journal {}", self.path.display()))
+        self.lines.append(&Entry { optimizer: optimizer.clone(), seed, result })
     }
 }
 
@@ -191,7 +157,7 @@ fn check_header(path: &Path, line: &str, wanted: &serde_json::Value) -> Result<(
         return Ok(());
     }
     Err(usage(format!(
-        "{} belongs to another configuration ({}); choose another --out, or remove it",
+        "{} belongs to another configuration ({}); choose another --out, or replace it with --force",
         path.display(),
         differences.join("; ")
     )))

@@ -2,23 +2,25 @@
 
 pub(crate) mod journal;
 mod plot;
-mod report;
+pub(crate) mod report;
 mod statistics;
 mod table;
 
 use std::io::Write as _;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use self::journal::{Final, Journal};
 use self::report::Sweep;
 use super::config::{Config, OptimizerConfig};
-use super::directory::RunDirectory;
 use super::jobs::{Job, in_parallel};
+use super::plan::Comparison;
 use super::run::Outcome;
 use super::workload::Source;
-use super::{grid, parallel, plan};
+use super::{grid, parallel};
 use crate::args::TrainArgs;
+use crate::directory::{Kind, OutDirectory};
 use crate::exit::{Ended, usage};
 use crate::terminal::Notes;
 
@@ -29,43 +31,43 @@ const BASELINE: &str = "jordan";
 /// Runs the command.
 ///
 /// # Errors
-/// Of the arguments, the journal, the file system, or a run.
-pub(crate) fn sweep(args: &TrainArgs, notes: &Notes) -> Result<Ended> {
-    let mut config = plan::config(args)?;
-    // Only the end of a run is compared.
-    config.evaluate_every = config.steps;
-    if config.seeds.len() < 2 {
-        return Err(usage("--sweep compares pairs over seeds; ask for at least 2 with --seeds"));
-    }
-    if !(args.margin.is_finite() && args.margin >= 0.0) {
-        return Err(usage(format!(
-            "--margin: expected a finite number of at least 0, found `{}`",
-            args.margin
-        )));
-    }
-    let baseline = baseline(&config, args.baseline.as_deref())?;
-    let directory = RunDirectory::for_grid(&args.out)?;
-    let rows = grid::rows(&config, &args.lr);
-    let jobs = parallel(args, true)?;
-    let Some(results) = journaled(&config, &rows, &directory, JOURNAL, jobs, notes)? else {
+/// Of the journal, the file system, or a run.
+pub(crate) fn sweep(
+    args: &TrainArgs,
+    config: &Config,
+    comparison: &Comparison,
+    notes: &Notes,
+) -> Result<Ended> {
+    let files = [JOURNAL, "sweep.svg", "sweep.png", "sweep.json"].map(str::to_owned);
+    let same = |journal: &Path| Journal::is_of(journal, config);
+    let directory =
+        OutDirectory::start_or_go_on(super::out(args), Kind::Sweep, &files, same, notes)?;
+    let rows = grid::rows(config, &comparison.lrs);
+    let jobs = parallel(args, config, true)?;
+    let Some(results) = journaled(config, &rows, &directory, JOURNAL, jobs, notes)? else {
         notes.say("stopped; the same command goes on from here");
         return Ok(Ended::Interrupted);
     };
     let results: Vec<_> = rows.into_iter().zip(results).collect();
-    let sweep = Sweep::new(&config, &results, &baseline, args.margin);
+    let sweep = Sweep::new(config, &results, &comparison.baseline, comparison.margin);
     let json = serde_json::to_string_pretty(&sweep).context("sweep")?;
+    let drawn = sweep.rows.iter().any(|r| r.best_lr.is_some());
+    if drawn {
+        let chart = plot::chart(&sweep, config);
+        directory.write("sweep.svg", chart.svg()?.as_bytes())?;
+        directory.write("sweep.png", &chart.png()?)?;
+    }
     directory.write("sweep.json", json.as_bytes())?;
-    let chart = plot::chart(&sweep, &config);
-    directory.write("sweep.svg", chart.svg()?.as_bytes())?;
-    directory.write("sweep.png", &chart.png()?)?;
     let mut stdout = crate::output::stdout();
     if args.json {
         writeln!(stdout, "{json}")?;
     } else {
         writeln!(stdout, "{}\n{}", table::points(&sweep), table::comparison(&sweep))?;
     }
-    notes.say(&format!("wrote sweep.svg, sweep.png and sweep.json to {}", directory.display()));
-    Ok(Ended::Well)
+    let wrote = if drawn { "sweep.svg, sweep.png and sweep.json" } else { "sweep.json" };
+    notes.say(&format!("wrote {wrote} to {}", directory.display()));
+    let failed = sweep.rows.iter().filter(|r| r.best_lr.is_none()).map(|r| r.label.as_str());
+    super::all_diverged(&failed.collect::<Vec<_>>(), &mut stdout, args.json)
 }
 
 /// For each row, the end of one run a seed: from the journal where it is there, and noted there where it is
@@ -76,7 +78,7 @@ pub(crate) fn sweep(args: &TrainArgs, notes: &Notes) -> Result<Ended> {
 pub(crate) fn journaled(
     config: &Config,
     rows: &[OptimizerConfig],
-    directory: &RunDirectory,
+    directory: &OutDirectory,
     journal: &str,
     jobs: usize,
     notes: &Notes,
@@ -91,7 +93,7 @@ pub(crate) fn journaled(
         .collect();
     let total = rows.len() * seeds.len();
     if cut {
-        notes.say("the journal ended in half a line; that run is repeated");
+        notes.say("the journal ended in half a line, which is removed; that run is repeated");
     }
     notes.say(&format!(
         "{} learning rates in all, {} seeds, {} steps; {}: {} of {total} runs are done",
@@ -104,7 +106,7 @@ pub(crate) fn journaled(
     let source = Source::load(&config.task)?;
     let overall = notes.bar("all runs", total as u64);
     overall.set_position((total - pending.len()) as u64);
-    let job = Job { config, rows, checkpoints: None, spectra: None, jobs, notes };
+    let job = Job { config, rows, checkpoints: None, spectra: None, models: None, jobs, notes };
     let finals = in_parallel(pending.len(), jobs, |i, stop| {
         let (row, seed) = pending[i];
         let Outcome::Finished(record) = job.one(row, seed, &source, stop)? else {
@@ -128,7 +130,7 @@ pub(crate) fn journaled(
 }
 
 /// The id of the optimizer that the others are compared with.
-fn baseline(config: &Config, asked: Option<&str>) -> Result<String> {
+pub(crate) fn baseline(config: &Config, asked: Option<&str>) -> Result<String> {
     let named = |name: &str| {
         config.optimizers.iter().find(|o| o.id() == name || o.schedule() == Some(name))
     };
