@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::coefficients::{CoefficientSchedule, Normalization};
 use crate::config::{MethodChoice, MuonConfig, MuonRule, Orthogonalizer};
 use crate::error::{Error, Result, ResultExt};
@@ -352,7 +354,8 @@ impl Plan {
 }
 
 /// What to do about a schedule that its normalisation or its rounding does not keep safe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Safety {
     /// An error, before anything is computed (default).
     #[default]
