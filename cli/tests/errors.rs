@@ -38,6 +38,7 @@ fn nonsense_is_refused_before_anything_is_done() {
         ),
         (&["train", "--weight-decay", "-0.1"], 2, "weight_decay"),
         (&["train", "--momentum", "-1"], 2, "momentum: expected a number in [0, 1)"),
+        (&["train", "--lr", "-inf"], 2, "lr: expected a finite number of at least 0, found `-inf`"),
         (&["train", "--steps", "-1"], 2, "expected a whole number"),
         (
             &["train", "--sweep", "--seeds", "2", "--margin", "-1"],

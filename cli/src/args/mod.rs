@@ -1,5 +1,7 @@
 //! The command line: every command, option and help text.
 
+use std::any::TypeId;
+
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{
     ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
@@ -65,12 +67,13 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
-    /// The whole command line: `-1` is a value, not an option, wherever a value is expected.
+    /// The whole command line: `-1` is a value, not an option, wherever a number is expected, and so are `-1e-3` and `-inf`.
     pub(crate) fn definition() -> clap::Command {
         Self::command().mut_subcommands(|command| {
             command.mut_args(|arg| {
                 let valued = arg.get_action().takes_values() && !arg.is_positional();
-                if valued { arg.allow_negative_numbers(true) } else { arg }
+                let real = arg.get_value_parser().type_id() == TypeId::of::<f64>();
+                arg.allow_hyphen_values(valued && real).allow_negative_numbers(valued && !real)
             })
         })
     }

@@ -61,7 +61,7 @@ fn sample(id: &str, dir: &Path) -> Vec<String> {
         "resume" => "--resume",
         "lr_grid" => "--lr-grid",
         "sweep" => "--sweep",
-        "baseline" => "--baseline polar_express_5",
+        "baseline" => "--baseline classical_cubic",
         "margin" => "--margin 0.4",
         "record_spectra" => return vec!["--record-spectra".into(), file("s.jsonl")],
         "spectra_every" => {
@@ -91,7 +91,7 @@ fn kinds() -> Vec<Vec<String>> {
         format!("{digits} --lr-grid --optimizer adamw"),
         format!("{digits} --lr-grid --optimizer muon --schedule jordan"),
         format!(
-            "{digits} --sweep --schedule jordan --schedule polar_express_5 --seeds 2 --lr 0.02"
+            "{digits} --sweep --schedule jordan --schedule classical_cubic --seeds 2 --lr 0.02"
         ),
         format!(
             "{digits} --sweep --optimizer adamw --optimizer gradient-descent --seeds 2 --lr 0.02"

@@ -18,6 +18,10 @@ const KINDS: [(&str, &str); 3] = [
     ("per_layer", "is a kind below"),
 ];
 
+/// Options that change what is found only where something else is chosen than here.
+const INACTIVE: [(&str, &str); 1] =
+    [("no_rounding_safety", "lifts a constraint that most of these studies keep anyway")];
+
 /// A value of every option that makes a difference to the studies below.
 fn sample(id: &str, dir: &Path) -> Vec<String> {
     let file = |name: &str| dir.join(name).display().to_string();
@@ -159,13 +163,14 @@ fn every_option_is_refused_or_changes_what_is_found() {
                 Ok(_) if MANNERS.iter().any(|(m, _)| m == id) => {}
                 Ok(now) => {
                     used += 1;
-                    assert_ne!(now, base, "{args:?}");
+                    let inactive = INACTIVE.iter().any(|(i, _)| i == id);
+                    assert!(now != base || inactive, "{args:?}");
                 }
             }
         }
     }
     assert!(refused > 10 && used > 50, "{refused} {used}");
-    for (id, reason) in MANNERS.iter().chain(&KINDS) {
+    for (id, reason) in MANNERS.iter().chain(&KINDS).chain(&INACTIVE) {
         assert!(options.iter().any(|o| o == id) && !reason.is_empty(), "{id} is no option");
     }
 }
