@@ -9,6 +9,7 @@ use super::config::{Config, Job, Kept, Kind, MuonMethod, OptimizerConfig, Task};
 use super::defaults;
 use super::layer_schedules;
 use super::optimizer::Stepper;
+use super::size;
 use super::spectra;
 use super::sweep;
 use super::text;
@@ -245,7 +246,8 @@ fn task(args: &TrainArgs) -> Result<Task> {
                     model.width, model.heads
                 )));
             }
-            let text = text::identify(take!(args, text).as_deref(), model.context.saturating_add(1))?;
+            let text =
+                text::identify(take!(args, text).as_deref(), model.context.saturating_add(1))?;
             Ok(Task::Text { text, model })
         }
     }

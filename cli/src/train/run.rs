@@ -8,6 +8,7 @@ use muon_cuda::checkpoint::TensorFileWriter;
 use serde::Serialize;
 
 use super::config::{Config, OptimizerConfig, Task};
+use super::jobs::Stop;
 use super::optimizer::Stepper;
 use super::spectra::SpectraFile;
 use super::store::{Numbers, Stored, Tensors};
