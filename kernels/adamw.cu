@@ -1,6 +1,9 @@
 // AdamW for what is not a hidden matrix.
 #include "prelude.cuh"
 
+// 2^126: below it the sum of squares of a gradient leaves the second moment finite (src/limits.rs).
+constexpr double LARGEST_SQUARE = 85070591730234615865843651857942052864.0;
+
 // One tensor.
 struct Tensor {
   const void* grad;
@@ -53,10 +56,10 @@ __device__ inline double power(double x, u64 t) {
 }
 
 // adamw_prepare
-//   computes     per tensor: finite <- whether sums is finite; then steps += 1 and the scalars with their bias corrections,
-//                else skips += 1
-//   operands     tensors[count], scalars[count], sums[count] in · counters of the tensors in/out · steps[count] out
-//   launch       1-D; block = 256 exactly, one thread per tensor; dynamic smem 0 B
+//   computes     per tensor: finite <- whether sums is below LARGEST_SQUARE; then steps += 1 and the scalars with their bias
+//                corrections, else skips += 1; skipped_adamw <- how many are not
+//   operands     tensors[count], scalars[count], sums[count] in · counters of the tensors in/out · steps[count], record[1] out
+//   launch       1 block of 256 threads, each every 256th tensor; dynamic smem 0 B
 //   alignment    natural
 //   aliasing     none
 //   traffic      about 200 B per tensor
@@ -66,35 +69,39 @@ __device__ inline double power(double x, u64 t) {
 //   resources    <= 64 registers, 0 spills
 //   launcher     src/cuda/launch.rs::adamw_prepare        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(256) adamw_prepare(
-    const Tensor* tensors, const AdamWScalars* scalars, const double* sums, AdamWStep* steps, u32 count) {
-  const u32 i = blockIdx.x * BLOCK + threadIdx.x;
-  if (i >= count) return;
-  u64* const counters = tensors[i].counters;
-  const AdamWScalars s = scalars[i];
-  AdamWStep out = {};
-  if (is_finite(sums[i])) {
-    out.random_key = mix(tensors[i].random_key + counters[0]);
-    counters[0] += 1;
-    // As on the CPU device, whose exponent is an i32.
-    const u64 t = counters[0] < 2147483647ull ? counters[0] : 2147483647ull;
-    out.beta1 = (float)s.beta1;
-    out.one_minus_beta1 = (float)(1.0 - s.beta1);
-    out.beta2 = (float)s.beta2;
-    out.one_minus_beta2 = (float)(1.0 - s.beta2);
-    out.step = (float)(s.lr / (1.0 - power(s.beta1, t)));
-    out.root_correction = (float)(1.0 / sqrt(1.0 - power(s.beta2, t)));
-    out.eps = s.eps;
-    out.keep = s.keep;
-    out.finite = 1;
-  } else {
-    counters[1] += 1;
+    const Tensor* tensors, const AdamWScalars* scalars, const double* sums, AdamWStep* steps, u32 count, Record* record) {
+  double skipped = 0;
+  for (u32 i = threadIdx.x; i < count; i += BLOCK) {
+    u64* const counters = tensors[i].counters;
+    const AdamWScalars s = scalars[i];
+    AdamWStep out = {};
+    if (sums[i] < LARGEST_SQUARE) {
+      out.random_key = mix(tensors[i].random_key + counters[0]);
+      counters[0] += 1;
+      // As on the CPU device, whose exponent is an i32.
+      const u64 t = counters[0] < 2147483647ull ? counters[0] : 2147483647ull;
+      out.beta1 = (float)s.beta1;
+      out.one_minus_beta1 = (float)(1.0 - s.beta1);
+      out.beta2 = (float)s.beta2;
+      out.one_minus_beta2 = (float)(1.0 - s.beta2);
+      out.step = (float)(s.lr / (1.0 - power(s.beta1, t)));
+      out.root_correction = (float)(1.0 / sqrt(1.0 - power(s.beta2, t)));
+      out.eps = s.eps;
+      out.keep = s.keep;
+      out.finite = 1;
+    } else {
+      counters[1] += 1;
+      skipped += 1.0;
+    }
+    steps[i] = out;
   }
-  steps[i] = out;
+  skipped = block_sum(skipped);
+  if (threadIdx.x == 0) record->skipped_adamw = (u64)skipped;
 }
 
 // adamw_apply
 //   computes     m <- beta1*m + (1-beta1)*g;  v <- beta2*v + (1-beta2)*g*g;
-//                p <- keep*p - step*(m / (sqrt(v)*root_correction + eps)); nothing where the gradient is not finite
+//                p <- keep*p - step*(m / (sqrt(v)*root_correction + eps)); nothing where the tensor is skipped
 //   operands     tile_tensor[grid], tensors, steps, grad_scale[1] in · grad of the tensors in · exp_avg, exp_avg_sq, param, master
 //                of the tensors in/out
 //   launch       1-D; one block per tile; block = 256 exactly; dynamic smem 0 B

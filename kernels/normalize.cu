@@ -2,10 +2,11 @@
 #include "prelude.cuh"
 
 // norm_finish
-//   computes     per matrix: sum of its partials; finite <- whether it is finite; power * factor <-
+//   computes     per matrix: sum of its partials; finite <- whether it is finite and, where the direction is the update
+//                (neither normalised nor CHECKED), its root at most largest; power * factor <-
 //                1 / (safety * max(sqrt(sum), norm_floor)), power a power of two and factor in [1, 2); 1 and 1 for a
 //                matrix that is not normalised
-//   operands     matrices[grid], partial in · norms[grid] out
+//   operands     matrices[grid], scalars[grid], partial in · norms[grid] out
 //   launch       1-D; one block per matrix; block = 32 exactly; dynamic smem 0 B
 //   alignment    natural
 //   aliasing     none
@@ -16,7 +17,7 @@
 //   resources    <= 48 registers, 0 spills
 //   launcher     src/cuda/launch.rs::norm_finish        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(32) norm_finish(
-    const Matrix* matrices, const double* partial, Norm* norms) {
+    const Matrix* matrices, const Scalars* scalars, const double* partial, Norm* norms) {
   const Matrix& m = matrices[blockIdx.x];
   const u32 first = m.first_tile, tiles = m.tiles;
   double sum = 0;
@@ -24,10 +25,11 @@ extern "C" __global__ void __launch_bounds__(32) norm_finish(
   sum = warp_sum(sum);
   if (threadIdx.x != 0) return;
   Norm norm = {0.0f, 0.0f, 0, 0};
-  if (is_finite(sum)) {
+  const double root = sqrt(sum);
+  if (is_finite(sum) && (m.kind & (NORMALIZE | CHECKED) || root <= scalars[blockIdx.x].largest)) {
     norm = {1.0f, 1.0f, 1, 0};
     if (m.kind & NORMALIZE) {
-      const double root = sqrt(sum), floor = m.norm_floor;
+      const double floor = m.norm_floor;
       const double inverse = 1.0 / (m.safety * (root > floor ? root : floor));
       const double power = __longlong_as_double(__double_as_longlong(inverse) & 0x7ff0000000000000ll);
       norm.power = (float)power;
@@ -38,13 +40,13 @@ extern "C" __global__ void __launch_bounds__(32) norm_finish(
 }
 
 // update_check
-//   computes     partial[b] <- 0 if every element of tile b of the result is finite, or its matrix is not CHECKED, else NaN
+//   computes     partial[b] <- largest magnitude in tile b of the result, NaN if there is one; 0 where the matrix is not CHECKED
 //   operands     tile_matrix[grid], matrices in · result of the matrices in · partial[grid] out
 //   launch       1-D; one block per tile; block = 256 exactly; dynamic smem 0 B
 //   alignment    packs (f32 16 B, 16-bit 8 B) where result is aligned, single elements elsewhere
 //   aliasing     partial overlaps nothing
 //   traffic      read 2 B per element of CHECKED matrices (16-bit iterate); runs where there are some
-//   arithmetic   f32
+//   arithmetic   comparisons
 //   determinism  bitwise repeatable
 //   edge cases   none
 //   resources    <= 48 registers, 0 spills
@@ -62,39 +64,45 @@ extern "C" __global__ void __launch_bounds__(256) update_check(
   const u32 type = dtype(m.kind, ITERATE_SHIFT);
   const Operand result = at(m.result, type, begin);
   const Operand operands[1] = {result};
-  float sum = 0;
+  // As integers magnitudes are in order, an infinity behind them and a NaN behind that.
+  u32 largest = 0;
+  const auto look = [&](float x) { largest = max(largest, __float_as_uint(x) & 0x7fffffffu); };
   for_segment(
-      operands, n, [&](usize i) { sum += load(result.base, i, type) * 0.0f; },
+      operands, n, [&](usize i) { look(load(result.base, i, type)); },
       [&](usize i) {
         float x[PACK];
         load_pack(result.base, i, type, x);
 #pragma unroll
-        for (u32 k = 0; k < PACK; ++k) sum += x[k] * 0.0f;
+        for (u32 k = 0; k < PACK; ++k) look(x[k]);
       });
-  const double total = block_sum(sum);
-  if (threadIdx.x == 0) partial[blockIdx.x] = total;
+  largest = block_max(largest);
+  if (threadIdx.x == 0) partial[blockIdx.x] = __uint_as_float(largest);
 }
 
 // update_verdict
-//   computes     per matrix: finite <- finite and the sum of its partials is finite
-//   operands     matrices[grid], partial in · norms[grid] in/out
+//   computes     per matrix: finite <- finite and every partial of it is finite and at most largest
+//   operands     matrices[grid], scalars[grid], partial in · norms[grid] in/out
 //   launch       1-D; one block per matrix; block = 32 exactly; dynamic smem 0 B
 //   alignment    natural
 //   aliasing     none
 //   traffic      8 B per tile
-//   arithmetic   f64
+//   arithmetic   comparisons
 //   determinism  bitwise repeatable
 //   edge cases   none
 //   resources    <= 48 registers, 0 spills
 //   launcher     src/cuda/launch.rs::update_verdict        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(32) update_verdict(
-    const Matrix* matrices, const double* partial, Norm* norms) {
+    const Matrix* matrices, const Scalars* scalars, const double* partial, Norm* norms) {
   const Matrix& m = matrices[blockIdx.x];
   const u32 first = m.first_tile, tiles = m.tiles;
-  double sum = 0;
-  for (u32 k = threadIdx.x; k < tiles; k += 32) sum += partial[first + k];
-  sum = warp_sum(sum);
-  if (threadIdx.x == 0 && !is_finite(sum)) norms[blockIdx.x].finite = 0;
+  const double largest = scalars[blockIdx.x].largest;
+  bool fits = true;
+  for (u32 k = threadIdx.x; k < tiles; k += 32) {
+    const double most = partial[first + k];
+    fits = fits && is_finite(most) && most <= largest;
+  }
+  fits = __all_sync(0xffffffffu, fits);
+  if (threadIdx.x == 0 && !fits) norms[blockIdx.x].finite = 0;
 }
 
 // gradient_sum
@@ -113,25 +121,25 @@ extern "C" __global__ void __launch_bounds__(256) gradient_sum(
     const u32* tile_span, const Span* spans, const float* factor, double* partial) {
   const u32 index = load_entry(tile_span, blockIdx.x);
   const Span& s = load_entry(spans, index);
-  const usize begin = (usize)(blockIdx.x - s.first_tile) * TILE;
-  const usize n = s.len - begin < TILE ? s.len - begin : TILE;
   const u32 type = dtype(s.kind, GRAD_SHIFT);
   const float scale = load_entry(factor, 0);
-  const Operand grad = at(s.grad, type, begin);
-  const Operand operands[1] = {grad};
   double sum = 0;
   const auto add = [&](float g) {
     const double x = g * scale;
     sum += x * x;
   };
-  for_segment(
-      operands, n, [&](usize i) { add(load(grad.base, i, type)); },
-      [&](usize i) {
-        float g[PACK];
-        load_pack(grad.base, i, type, g);
+  for_pieces(s, blockIdx.x - s.first_tile, [&](usize, usize strided, usize n) {
+    const Operand grad = at(s.grad, type, strided);
+    const Operand operands[1] = {grad};
+    for_segment(
+        operands, n, [&](usize i) { add(load(grad.base, i, type)); },
+        [&](usize i) {
+          float g[PACK];
+          load_pack(grad.base, i, type, g);
 #pragma unroll
-        for (u32 k = 0; k < PACK; ++k) add(g[k]);
-      });
+          for (u32 k = 0; k < PACK; ++k) add(g[k]);
+        });
+  });
   sum = block_sum(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -158,26 +166,28 @@ extern "C" __global__ void __launch_bounds__(32) span_finish(
 }
 
 // clip_factor
-//   computes     grad_scale <- inverse_loss_scale * min(1, clip_norm / sqrt(sum of the finite sums))
-//   operands     sums[count] in · grad_scale[1] out
+//   computes     gradient_norm <- inverse_loss_scale * sqrt(sum of the finite sums); clip_factor <-
+//                min(1, clip_norm / gradient_norm); grad_scale <- inverse_loss_scale * clip_factor
+//   operands     sums[count] in · grad_scale[1], record[1] out
 //   launch       1 block of 32 threads; dynamic smem 0 B
 //   alignment    natural
 //   aliasing     none
 //   traffic      8 B per span
 //   arithmetic   f64; the result rounds to f32 once
 //   determinism  bitwise repeatable
-//   edge cases   a span that is not finite is left out: its own pass skips it
+//   edge cases   a span (a matrix, or a tensor of AdamW) that is not finite is left out: its own pass skips it
 //   resources    <= 48 registers, 0 spills
 //   launcher     src/cuda/launch.rs::clip_factor        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(32) clip_factor(
-    const double* sums, u32 count, double inverse_loss_scale, double clip_norm, float* grad_scale) {
+    const double* sums, u32 count, double inverse_loss_scale, double clip_norm, float* grad_scale, Record* record) {
   double sum = 0;
   for (u32 k = threadIdx.x; k < count; k += 32) {
     if (is_finite(sums[k])) sum += sums[k];
   }
-  const double norm = sqrt(warp_sum(sum));
+  const double norm = inverse_loss_scale * sqrt(warp_sum(sum));
   if (threadIdx.x != 0) return;
-  double scale = inverse_loss_scale;
-  if (norm > clip_norm) scale *= clip_norm / norm;
-  *grad_scale = (float)scale;
+  const double factor = norm > clip_norm ? clip_norm / norm : 1.0;
+  record->gradient_norm = norm;
+  record->clip_factor = factor;
+  *grad_scale = (float)(inverse_loss_scale * factor);
 }

@@ -68,6 +68,7 @@ struct Scalars {
   float keep;
   float step;
   float l2;           // what the parameter is multiplied with before it is added to the gradient
+  float largest;      // magnitude of an element of the update before step; a matrix with a larger one is skipped
 };
 
 // What a matrix is multiplied with, power first, and whether it takes part in the step.
@@ -78,14 +79,24 @@ struct Norm {
   u32 reserved;
 };
 
-// A gradient as a whole.
+// A gradient as a whole, or a matrix of one: elements lie at row * row_stride + col.
 struct Span {
   const void* grad;
-  u64 len;
+  u64 rows;
+  u64 cols;
+  u64 row_stride;
   u32 first_tile;
   u32 tiles;
   u32 kind;
   u32 reserved;
+};
+
+// What a step reports. Each field is written by one kernel, where the step has it.
+struct Record {
+  double gradient_norm;
+  double clip_factor;
+  u64 skipped_matrices;
+  u64 skipped_adamw;
 };
 
 __device__ inline float bf16_to_f32(u16 x) { return __uint_as_float((u32)x << 16); }
@@ -203,10 +214,10 @@ __device__ inline void for_segment(const Operand (&operands)[N], usize n, One on
   if (tail + threadIdx.x < n) one(tail + threadIdx.x);
 }
 
-// Calls work(dense, strided, n) for the contiguous pieces of one tile of a matrix: `dense` is the index of the
+// Calls work(dense, strided, n) for the contiguous pieces of one tile of a Matrix or a Span: `dense` is the index of the
 // piece's first element in the iterate, `strided` the one in gradient, momentum and parameter.
-template <class Work>
-__device__ inline void for_pieces(const Matrix& m, usize tile, Work work) {
+template <class Strided, class Work>
+__device__ inline void for_pieces(const Strided& m, usize tile, Work work) {
   const usize begin = tile * TILE;
   usize end = begin + TILE;
   if (end > m.rows * m.cols) end = m.rows * m.cols;
@@ -252,6 +263,19 @@ __device__ inline double block_sum(double x) {
     for (u32 k = 0; k < BLOCK / 32; ++k) sum += warps[k];
   }
   return sum;
+}
+
+// Maximum over a block; all threads must call, thread 0 gets the result.
+__device__ inline u32 block_max(u32 x) {
+  __shared__ u32 warps[BLOCK / 32];
+#pragma unroll
+  for (u32 offset = 16; offset > 0; offset /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, offset));
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (u32 k = 0; k < BLOCK / 32; ++k) x = max(x, warps[k]);
+  }
+  return x;
 }
 
 __device__ inline bool is_finite(double x) {

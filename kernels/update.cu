@@ -1,9 +1,13 @@
 // Pass B: decay and update of the parameters, step counts, master copies.
 #include "prelude.cuh"
 
+// Outcomes of a matrix in a step; 0 where it had no part in it.
+constexpr u64 UPDATED = 1;
+constexpr u64 SKIPPED = 2;
+
 // update_apply
 //   computes     p <- keep*p - step*x, with keep 1 where the decay is cautious and p and x have opposite signs; a matrix
-//                that is not finite stays, is counted as skipped, and its outcome is 0, else 1
+//                that is not finite stays, is counted as skipped, and its outcome is SKIPPED, else UPDATED
 //   operands     tile_matrix[grid], matrices, scalars, norms in · result of the matrices in · param, master, counters of the
 //                matrices in/out
 //   launch       1-D; one block per tile; block = 256 exactly; dynamic smem 0 B
@@ -23,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) update_apply(
   const bool finite = load_entry(norms, index).finite;
   if (blockIdx.x == m.first_tile && threadIdx.x == 0) {
     m.counters[1 + m.matrix] += finite ? 0 : 1;
-    m.counters[1 + m.matrices + m.matrix] = finite ? 1 : 0;
+    m.counters[1 + m.matrices + m.matrix] = finite ? UPDATED : SKIPPED;
   }
   if (!finite) return;
   const u32 result_type = dtype(m.kind, ITERATE_SHIFT), param_type = dtype(m.kind, PARAM_SHIFT);
@@ -65,29 +69,35 @@ extern "C" __global__ void __launch_bounds__(256, 3) update_apply(
 }
 
 // step_finish
-//   computes     per parameter: steps += 1 if the outcome of one of its matrices is 1; outcomes <- 0
-//   operands     counters[count] pointers in · matrices[count] in · the counters in/out
-//   launch       1-D; block = 256 exactly, one thread per parameter; dynamic smem 0 B
+//   computes     per parameter: steps += 1 if the outcome of one of its matrices is UPDATED; outcomes <- 0;
+//                skipped_matrices <- how many are SKIPPED
+//   operands     counters[count] pointers in · matrices[count] in · the counters in/out · record[1] out
+//   launch       1 block of 256 threads, each every 256th parameter; dynamic smem 0 B
 //   alignment    natural
 //   aliasing     no two counters overlap
 //   traffic      16 B per matrix
-//   arithmetic   integers
+//   arithmetic   integers; the skips are added as f64, exact below 2^53
 //   determinism  bitwise repeatable
 //   edge cases   none
-//   resources    <= 32 registers, 0 spills
+//   resources    <= 48 registers, 0 spills
 //   launcher     src/cuda/launch.rs::step_finish        source  NUMERICS.md
 extern "C" __global__ void __launch_bounds__(256) step_finish(
-    u64* const* counters, const u64* matrices, u32 count) {
-  const u32 i = blockIdx.x * BLOCK + threadIdx.x;
-  if (i >= count) return;
-  u64* const c = counters[i];
-  const u64 n = matrices[i];
-  u64 updated = 0;
-  for (u64 k = 0; k < n; ++k) {
-    updated |= c[1 + n + k];
-    c[1 + n + k] = 0;
+    u64* const* counters, const u64* matrices, u32 count, Record* record) {
+  double skipped = 0;
+  for (u32 i = threadIdx.x; i < count; i += BLOCK) {
+    u64* const c = counters[i];
+    const u64 n = matrices[i];
+    u64 updated = 0;
+    for (u64 k = 0; k < n; ++k) {
+      const u64 outcome = c[1 + n + k];
+      updated |= outcome & UPDATED;
+      skipped += outcome == SKIPPED ? 1.0 : 0.0;
+      c[1 + n + k] = 0;
+    }
+    c[0] += updated;
   }
-  c[0] += updated;
+  skipped = block_sum(skipped);
+  if (threadIdx.x == 0) record->skipped_matrices = (u64)skipped;
 }
 
 // master_fill

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::coefficients::{CoefficientSchedule, presets};
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::precision::{Dtype, Precision};
 use crate::scale::UpdateScale;
 use crate::symmetric::SymmetricProducts;
@@ -136,15 +137,17 @@ pub enum MethodChoice {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MuonRule {
-    /// Learning rate, applied to an update of spectral norm ≈ 1 × update scale. Default 0.02 (Jordan).
+    /// Learning rate, applied to an update of spectral norm ≈ 1 × update scale. At most 2⁶⁴, with the update scale and the
+    /// step's `lr_factor` too. Default 0.02 (Jordan).
     pub lr: f64,
-    /// β, dimensionless, in `[0, 1)`. Default 0.95 (Jordan, PyTorch).
+    /// β, dimensionless, in `[0, 1)` after rounding to f32. Default 0.95 (Jordan, PyTorch).
     pub momentum: f64,
     /// Default EMA.
     pub momentum_mode: MomentumMode,
     /// Default on.
     pub nesterov: Nesterov,
-    /// Dimensionless, at least 0. Default 0.1 (PyTorch).
+    /// Dimensionless, at least 0. Default 0.1 (PyTorch). What a step leaves of a parameter, `1 − lr·weight_decay`, must be in
+    /// `[-1, 1]`. It is rounded to f32: below `lr·weight_decay` = 3e-8 (2⁻²⁵) it is 1, and there is no decay at all.
     pub weight_decay: f64,
     /// Default decoupled.
     pub weight_decay_mode: WeightDecayMode,
@@ -155,7 +158,7 @@ pub struct MuonRule {
     /// Default automatic.
     pub method: MethodChoice,
     /// The guard of the normalisation, `max(‖X‖_F, norm_floor)`. Default the smallest normal f32, so that
-    /// scaling a gradient never changes the update; PyTorch clamps at 1e-7.
+    /// scaling a gradient never changes the update; PyTorch clamps at 1e-7. Smaller ones are refused, since f32 rounds them.
     pub norm_floor: f64,
 }
 
@@ -183,15 +186,16 @@ impl Default for MuonRule {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamWRule {
-    /// Learning rate. Default 1e-3 (PyTorch).
+    /// Learning rate. At most 2⁶⁴, with the step's `lr_factor` and over `1 − beta1` too. Default 1e-3 (PyTorch).
     pub lr: f64,
-    /// Decay of the first moment, in `[0, 1)`. Default 0.9.
+    /// Decay of the first moment, in `[0, 1)` after rounding to f32. Default 0.9.
     pub beta1: f64,
-    /// Decay of the second moment, in `[0, 1)`. Default 0.999.
+    /// Decay of the second moment, in `[0, 1)` after rounding to f32. Default 0.999.
     pub beta2: f64,
-    /// Added to the root of the second moment; positive. Default 1e-8.
+    /// Added to the root of the second moment; at least the smallest normal f32, 1.2e-38. Default 1e-8.
     pub eps: f64,
-    /// Decoupled, dimensionless, at least 0. Default 0.01 (PyTorch).
+    /// Decoupled, dimensionless, at least 0. Default 0.01 (PyTorch). As for [`MuonRule::weight_decay`], `1 − lr·weight_decay` is
+    /// rounded to f32: below `lr·weight_decay` = 3e-8 it is 1, and there is no decay at all.
     pub weight_decay: f64,
 }
 
@@ -223,14 +227,21 @@ impl From<AdamWRule> for Rule {
     }
 }
 
-/// What happens to a matrix whose gradient or direction has a NaN or an infinity.
+/// What happens to a matrix whose gradient, direction or update is not finite.
+///
+/// An update is judged by its size as well: one that would change an element by more than 2¹⁰² ≈ 5.1e30 is skipped, so a finite
+/// parameter stays finite. With [`Orthogonalizer::Identity`] the norm of the direction stands for its largest element; after
+/// a polynomial in standard form no element is above 1.5, and nothing is left to judge. A tensor under AdamW is skipped where
+/// the norm of its scaled gradient is not below 2⁶³ ≈ 9.2e18: its second moment would overflow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NonFinite {
-    /// That matrix is skipped: parameter (no decay), momentum and step count stay bit for bit; counted (default).
+    /// That matrix, or that tensor under AdamW, is skipped: parameter (no decay), state and step count stay bit for bit;
+    /// counted and reported (default).
     #[default]
     Skip,
-    /// The step is an error that names the parameter, and nothing has changed.
+    /// If a gradient has a NaN or an infinity, the step is an error that names the parameter, and nothing has changed. What turns
+    /// out not to be finite later, as momentum does that overflows, is skipped and counted.
     Error,
 }
 
@@ -338,17 +349,9 @@ impl MuonConfig {
     }
 }
 
-/// `value` must satisfy `ok`, a test that a NaN fails.
-fn require(ok: bool, what: &str, range: &str, value: f64) -> Result<()> {
-    if ok {
-        return Ok(());
-    }
-    Err(Error::invalid_config(format!("{what}: expected {range}, found `{value}`")))
-}
-
 /// The one check of a learning rate.
 pub(crate) fn validate_lr(lr: f64) -> Result<()> {
-    require(lr >= 0.0 && lr.is_finite(), "lr", "a finite number of at least 0", lr)
+    limits::rate("lr", lr)
 }
 
 impl Rule {
@@ -367,24 +370,15 @@ impl Rule {
         matches!(self, Self::Muon(_))
     }
 
+    /// Numbers by themselves; what a step makes of several is checked by the step.
     pub(crate) fn validate(&self) -> Result<()> {
-        let unit =
-            |name: &str, x: f64| require((0.0..1.0).contains(&x), name, "a number in [0, 1)", x);
-        let decay = |x: f64| {
-            require(x >= 0.0 && x.is_finite(), "weight_decay", "a finite number of at least 0", x)
-        };
         match self {
             Self::Muon(r) => {
                 validate_lr(r.lr)?;
-                unit("momentum", r.momentum)?;
-                decay(r.weight_decay)?;
+                limits::share("momentum", r.momentum)?;
+                limits::weight_decay(r.weight_decay)?;
                 r.update_scale.validate()?;
-                require(
-                    r.norm_floor > 0.0 && r.norm_floor.is_finite(),
-                    "norm_floor",
-                    "a positive finite number",
-                    r.norm_floor,
-                )?;
+                limits::positive("norm_floor", r.norm_floor)?;
                 if let Orthogonalizer::Polynomial { schedule, iterations: Some(n) } =
                     &r.orthogonalizer
                 {
@@ -394,15 +388,10 @@ impl Rule {
             }
             Self::AdamW(r) => {
                 validate_lr(r.lr)?;
-                unit("beta1", r.beta1)?;
-                unit("beta2", r.beta2)?;
-                require(
-                    r.eps > 0.0 && r.eps.is_finite(),
-                    "eps",
-                    "a positive finite number",
-                    r.eps,
-                )?;
-                decay(r.weight_decay)
+                limits::share("beta1", r.beta1)?;
+                limits::share("beta2", r.beta2)?;
+                limits::positive("eps", r.eps)?;
+                limits::weight_decay(r.weight_decay)
             }
         }
     }
@@ -440,17 +429,31 @@ mod tests {
     fn defaults_are_valid() {
         Rule::from(MuonRule::default()).validate().unwrap();
         Rule::from(AdamWRule::default()).validate().unwrap();
+        // The ends of the ranges are inside.
+        let adamw = AdamWRule {
+            lr: 0.0,
+            beta1: 0.999_999_9,
+            beta2: 0.0,
+            eps: f64::from(f32::MIN_POSITIVE),
+            weight_decay: 0.0,
+        };
+        Rule::from(adamw).validate().unwrap();
         MuonConfig::default().validate().unwrap();
     }
 
     #[test]
     fn every_bad_number_is_refused_with_its_name() {
         type Break = fn(&mut MuonRule, f64);
-        let cases: [(&str, Break, &[f64]); 4] = [
+        let cases: [(&str, Break, &[f64]); 8] = [
             ("lr", |r, x| r.lr = x, &[-1e-9, f64::NAN, f64::INFINITY]),
             ("momentum", |r, x| r.momentum = x, &[1.0, -0.1, 2.0, f64::NAN]),
             ("weight_decay", |r, x| r.weight_decay = x, &[-0.1, f64::NAN, f64::INFINITY]),
             ("norm_floor", |r, x| r.norm_floor = x, &[0.0, -1.0, f64::NAN]),
+            // Finite in f64, but not what a device reads.
+            ("lr", |r, x| r.lr = x, &[1e39, 1.9e19, f64::MAX]),
+            ("momentum", |r, x| r.momentum = x, &[0.999_999_99, 1.0 - f64::EPSILON]),
+            ("weight_decay", |r, x| r.weight_decay = x, &[1e300, 3.5e38]),
+            ("norm_floor", |r, x| r.norm_floor = x, &[1e-300, 1e-39, 1e300, f64::INFINITY]),
         ];
         for (name, set, values) in cases {
             for &value in values {
@@ -458,7 +461,8 @@ mod tests {
                 set(&mut rule, value);
                 let e = Rule::from(rule).validate().unwrap_err();
                 assert!(e.is_invalid_config() && e.to_string().contains(name), "{e}");
-                assert!(e.to_string().contains(&format!("found `{value}`")), "{e}");
+                let found = [format!("found `{value}`"), format!("found `{value:e}`")];
+                assert!(found.iter().any(|f| e.to_string().contains(f)), "{e}");
             }
         }
         for bad in [
@@ -467,6 +471,13 @@ mod tests {
             AdamWRule { beta2: -0.1, ..AdamWRule::default() },
             AdamWRule { lr: f64::NAN, ..AdamWRule::default() },
             AdamWRule { weight_decay: -1.0, ..AdamWRule::default() },
+            AdamWRule { eps: 1e-46, ..AdamWRule::default() },
+            AdamWRule { eps: 1e-39, ..AdamWRule::default() },
+            AdamWRule { eps: 1e39, ..AdamWRule::default() },
+            AdamWRule { beta1: 1.0 - 1e-9, ..AdamWRule::default() },
+            AdamWRule { beta2: 1.0 - 1e-9, ..AdamWRule::default() },
+            AdamWRule { lr: 1e39, ..AdamWRule::default() },
+            AdamWRule { weight_decay: 1e300, ..AdamWRule::default() },
         ] {
             assert!(Rule::from(bad).validate().unwrap_err().is_invalid_config(), "{bad:?}");
         }

@@ -82,13 +82,15 @@ pub trait Device: fmt::Debug + Sized {
     fn new_workspace(&mut self, plan: &Plan) -> Result<Self::Workspace>;
 
     /// Sets the factor every gradient of this step is multiplied with: the inverse loss scale, and if
-    /// `clip_norm` is given, what brings the global norm of the finite gradients down to it.
+    /// `clip_norm` is given, what brings the global norm of the finite units down to it. Their squares are summed in f64, so no
+    /// finite gradient is too large to count. Begins a step.
     ///
     /// # Errors
     /// A failed device.
     fn gradient_scale(
         &mut self,
         tensors: &[StepTensor<'_, Self>],
+        units: &[GradientUnit],
         inverse_loss_scale: f64,
         clip_norm: Option<f64>,
     ) -> Result<()>;
@@ -141,7 +143,7 @@ pub trait Device: fmt::Debug + Sized {
     ) -> Result<()>;
 
     /// Adds the scaled update to the parameter and commits the momentum where that has not happened, matrix by
-    /// matrix; one that is not finite is skipped whole and counted.
+    /// matrix; one that is not finite, or larger than its scalars allow, is skipped whole and counted.
     ///
     /// # Errors
     /// A failed device.
@@ -154,7 +156,7 @@ pub trait Device: fmt::Debug + Sized {
         workspace: &Self::Workspace,
     ) -> Result<()>;
 
-    /// AdamW on whole tensors; one whose gradient is not finite is skipped and counted.
+    /// AdamW on whole tensors; one whose second moment might not stay finite is skipped and counted.
     ///
     /// # Errors
     /// A failed device.
@@ -170,6 +172,15 @@ pub trait Device: fmt::Debug + Sized {
     /// # Errors
     /// A failed device.
     fn finish_step(&mut self, params: &[usize], states: &mut [Self::State]) -> Result<()>;
+
+    /// What the last step that was begun found out, if that is known without waiting.
+    fn record_now(&self) -> Option<StepRecord>;
+
+    /// What the last step found out; waits for the device. A number that the step had no use for is any.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn record(&mut self) -> Result<StepRecord>;
 
     /// Waits until everything enqueued has happened.
     ///
@@ -212,6 +223,29 @@ impl<D: Device> fmt::Debug for StepTensor<'_, D> {
             .field("grad", &self.grad)
             .finish()
     }
+}
+
+/// What counts in the norm of the gradients, or is left out of it, as a whole, and is skipped as a whole: a matrix under the Muon rule,
+/// a tensor under AdamW.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GradientUnit {
+    /// Position in the step's tensors.
+    pub tensor: usize,
+    /// Where it lies in the gradient; a tensor is one row.
+    pub block: Block,
+}
+
+/// What a device finds out in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct StepRecord {
+    /// Norm of the finite units, after the inverse loss scale, before clipping.
+    pub gradient_norm: f64,
+    /// What clipping multiplied the gradients with.
+    pub clip_factor: f64,
+    /// Matrices that were skipped.
+    pub skipped_matrices: u64,
+    /// Tensors under AdamW that were skipped.
+    pub skipped_adamw: u64,
 }
 
 /// What the optimizer checks about a caller's buffer.
@@ -443,6 +477,8 @@ pub struct MuonScalars {
     /// What L2 multiplies the parameter with before it is added to the gradient; 0 with every other mode, and then the
     /// parameter is not read.
     pub l2: f32,
+    /// The largest magnitude of an element of the update, before `step`, with which the matrix is not skipped.
+    pub largest: f32,
     /// `lr · update scale`.
     pub step: f32,
     /// How the buffer absorbs a gradient.

@@ -46,6 +46,7 @@ mod cuda;
 mod device;
 pub mod error;
 mod learning_rate;
+mod limits;
 mod memory;
 mod method;
 mod optimizer;
@@ -86,8 +87,8 @@ pub use cuda::{
     CapturedStep, Cuda, CudaGrad, CudaParamMut, CudaState, CudaWorkspace, cudarc, diagnosis,
 };
 pub use device::{
-    AdamWJob, BufferInfo, Counters, Device, HostBuffer, MatrixJob, MuonScalars, StateData,
-    StateRule, StateSpec, StepTensor,
+    AdamWJob, BufferInfo, Counters, Device, GradientUnit, HostBuffer, MatrixJob, MuonScalars,
+    StateData, StateRule, StateSpec, StepRecord, StepTensor,
 };
 pub use error::{Error, Result};
 pub use learning_rate::{Decay, LrSchedule};

@@ -162,10 +162,11 @@ pub fn orthogonalize<'a, D: Device>(
             momentum_mode: MomentumMode::Ema,
             nesterov: Nesterov::Off,
             l2: 0.0,
+            largest: f32::INFINITY,
             weight_decay_mode: WeightDecayMode::Decoupled,
         },
     }];
-    device.gradient_scale(&tensors, 1.0, None)?;
+    device.gradient_scale(&tensors, &[], 1.0, None)?;
     device.pass_a(&plan, &jobs, &tensors, &mut states, &mut workspace)?;
     device.orthogonalize(&plan, 0, 1, &mut workspace)?;
     device.pass_b(&plan, &jobs, &mut tensors, &mut states, &workspace)?;

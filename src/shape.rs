@@ -123,23 +123,20 @@ impl Block {
 /// * `[rows, cols]`: one matrix, or several along the fan-out axis by `split`.
 /// * `[experts, rows, cols]`: one matrix (or one split) per expert.
 /// * `[out, in, kh, kw]` (convolution): the matrix `[out, in·kh·kw]`; [`Layout::OutIn`] only.
+/// * With a zero dimension: no matrix.
 ///
 /// # Errors
-/// Fewer than 2 or more than 4 dimensions, a zero dimension, an element count that overflows, split sizes
+/// Fewer than 2 or more than 4 dimensions, an element count that overflows, split sizes
 /// that do not add up to fan-out, or a convolution stored input-first.
 pub(crate) fn blocks(shape: &[usize], layout: Layout, split: &Split) -> Result<Vec<Block>> {
     let count = element_count(shape)?;
-    if count == 0 {
-        return Err(Error::shape_mismatch(
-            "shape of a Muon parameter",
-            "no dimension of size 0",
-            format!("{shape:?}"),
-        ));
-    }
     let (experts, rows, cols) = match *shape {
         [rows, cols] => (1, rows, cols),
         [experts, rows, cols] => (experts, rows, cols),
-        [out, input, kh, kw] if layout == Layout::OutIn => (1, out, input * kh * kw),
+        // Of no elements when it saturates.
+        [out, input, kh, kw] if layout == Layout::OutIn => {
+            (1, out, input.saturating_mul(kh).saturating_mul(kw))
+        }
         [_, _, _, _] => {
             return Err(Error::invalid_config(
                 "a convolution is flattened to `[out, in*kh*kw]` and needs layout `OutIn`, found `InOut`",
@@ -165,17 +162,23 @@ pub(crate) fn blocks(shape: &[usize], layout: Layout, split: &Split) -> Result<V
                     heads,
                 ));
             }
+            if count == 0 {
+                return Ok(Vec::new());
+            }
             check_matrices(heads.get())?;
             vec![fan_out / heads.get(); heads.get()]
         }
     };
     let total = sizes.iter().try_fold(0usize, |a, &b| a.checked_add(b));
-    if sizes.contains(&0) || total != Some(fan_out) {
+    if (fan_out > 0 && sizes.contains(&0)) || total != Some(fan_out) {
         return Err(Error::shape_mismatch(
             "split of a Muon parameter",
             format!("positive sizes that add up to fan-out {fan_out}"),
             format!("{sizes:?}"),
         ));
+    }
+    if count == 0 {
+        return Ok(Vec::new());
     }
     let matrices = experts.saturating_mul(sizes.len());
     check_matrices(matrices)?;
@@ -270,8 +273,32 @@ mod tests {
     }
 
     #[test]
+    fn a_zero_dimension_has_no_matrix_and_its_split_must_add_up_all_the_same() {
+        let heads = |n| Split::Heads(NonZeroUsize::new(n).unwrap());
+        for (shape, layout, split) in [
+            (vec![0, 3], Layout::OutIn, Split::Whole),
+            (vec![3, 0], Layout::OutIn, Split::Whole),
+            (vec![0, 3, 4], Layout::OutIn, Split::Whole),
+            (vec![2, 0, 4], Layout::InOut, heads(2)),
+            (vec![4, 0], Layout::OutIn, heads(2)),
+            (vec![4, 0], Layout::OutIn, Split::FanOut(vec![3, 1])),
+            (vec![0, 4], Layout::OutIn, Split::FanOut(vec![0, 0])),
+            (vec![4, 0, 3, 3], Layout::OutIn, Split::Whole),
+            (vec![0, usize::MAX, 3, 3], Layout::OutIn, Split::Whole),
+            (vec![0, usize::MAX, 4], Layout::OutIn, heads(usize::MAX)),
+        ] {
+            let found = blocks(&shape, layout, &split).unwrap();
+            assert!(found.is_empty(), "{shape:?} {layout:?} {split:?}: {found:?}");
+        }
+        assert!(blocks(&[4, 0], Layout::OutIn, &Split::FanOut(vec![3, 2])).is_err());
+        assert!(blocks(&[5, 0], Layout::OutIn, &heads(2)).is_err());
+        // An empty part of what is not empty is a mistake.
+        assert!(blocks(&[4, 3], Layout::OutIn, &Split::FanOut(vec![4, 0])).is_err());
+    }
+
+    #[test]
     fn refuses_what_is_not_a_matrix() {
-        for shape in [vec![], vec![7], vec![0, 3], vec![3, 0], vec![1, 2, 3, 4, 5]] {
+        for shape in [vec![], vec![7], vec![0], vec![1, 2, 3, 4, 5], vec![0; 5]] {
             let e = blocks(&shape, Layout::OutIn, &Split::Whole).unwrap_err();
             assert!(e.is_shape_mismatch(), "{shape:?}: {e}");
         }

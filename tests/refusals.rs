@@ -8,6 +8,8 @@
     reason = "tests stop at the first surprise, print what they measured, and narrow on purpose"
 )]
 
+#[path = "refusals/numbers.rs"]
+mod numbers;
 mod support;
 
 use std::num::NonZeroUsize;
@@ -28,7 +30,7 @@ fn muon(config: MuonConfig) -> Muon<Cpu> {
 fn shapes_names_and_numbers_that_cannot_be_honoured() {
     let mut m = muon(MuonConfig::default());
     let hidden = m.add_group("hidden", rule("jordan")).unwrap();
-    for shape in [&[][..], &[5], &[0, 4], &[4, 0], &[1, 1, 1, 1, 1]] {
+    for shape in [&[][..], &[5], &[0], &[1, 1, 1, 1, 1]] {
         let e = m.add_param(hidden, ParamSpec::new("w", shape)).unwrap_err();
         assert!(e.is_shape_mismatch() && e.to_string().starts_with("register `w`"), "{e}");
     }

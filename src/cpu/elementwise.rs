@@ -312,14 +312,15 @@ pub(super) fn adamw<G: Element>(
     }
 }
 
-/// Whether no element is a NaN or an infinity. On integers, whose maximum may be taken in any order and so
-/// vectorises.
-pub(super) fn all_finite(x: &[f32]) -> bool {
+/// Whether every element is finite and of that magnitude at most. On integers, which are in the order of the magnitudes
+/// and whose maximum may be taken in any order and so vectorises.
+pub(super) fn all_within(x: &[f32], largest: f32) -> bool {
     let magnitude = |x: &f32| x.to_bits() & !(1 << 31);
-    x.iter().map(magnitude).fold(0, u32::max) < f32::INFINITY.to_bits()
+    let most = x.iter().map(magnitude).fold(0, u32::max);
+    most < f32::INFINITY.to_bits() && f32::from_bits(most) <= largest
 }
 
-/// Sum of squares in f64; not finite if an element is not.
+/// Sum of squares in f64, each element times a factor in f32; not finite if one of these is not.
 pub(super) fn sum_of_squares<G: Element>(grad: &[G], scale: f32) -> f64 {
     let mut sums = [0.0f64; 8];
     for g in grad.chunks(8) {
@@ -395,7 +396,9 @@ mod tests {
     fn what_is_not_finite_is_found_wherever_it_stands() {
         let finite: Vec<f32> =
             (0..67).map(|i| if i % 2 == 0 { f32::MAX } else { -f32::MIN_POSITIVE }).collect();
+        let all_finite = |x: &[f32]| all_within(x, f32::INFINITY);
         assert!(all_finite(&finite) && all_finite(&[]) && all_finite(&[-0.0]));
+        assert!(all_within(&[1.0, -2.0], 2.0) && !all_within(&[1.0, -2.0], 1.999));
         for i in 0..finite.len() {
             for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut x = finite.clone();

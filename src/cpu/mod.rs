@@ -16,8 +16,8 @@ use std::fmt;
 use rayon::ThreadPool;
 
 use crate::device::{
-    AdamWJob, BufferInfo, Counters, Device, HostBuffer, MatrixJob, StateData, StateRule, StateSpec,
-    StepTensor,
+    AdamWJob, BufferInfo, Counters, Device, GradientUnit, HostBuffer, MatrixJob, StateData,
+    StateRule, StateSpec, StepRecord, StepTensor,
 };
 use crate::error::{Error, Result};
 use crate::memory;
@@ -51,6 +51,8 @@ pub struct Cpu {
     pool: Option<ThreadPool>,
     threads: usize,
     grad_scale: f32,
+    /// Of the step that is going on, or of the last one.
+    record: StepRecord,
 }
 
 impl Cpu {
@@ -84,7 +86,7 @@ impl Cpu {
                     })?,
             ),
         };
-        Ok(Self { pool, threads, grad_scale: 1.0 })
+        Ok(Self { pool, threads, grad_scale: 1.0, record: StepRecord::default() })
     }
 
     /// Number of threads.
@@ -314,29 +316,25 @@ impl Device for Cpu {
     fn gradient_scale(
         &mut self,
         tensors: &[StepTensor<'_, Self>],
+        units: &[GradientUnit],
         inverse_loss_scale: f64,
         clip_norm: Option<f64>,
     ) -> Result<()> {
-        let mut scale = inverse_loss_scale;
+        self.record = StepRecord { clip_factor: 1.0, ..StepRecord::default() };
         if let Some(limit) = clip_norm {
-            let unscale = narrow(inverse_loss_scale);
-            let sum: f64 = tensors
+            let sum: f64 = units
                 .iter()
-                .filter_map(|t| t.grad.as_ref())
-                .map(|g| match g {
-                    CpuGrad::F32(g) => sum_of_squares(g, unscale),
-                    CpuGrad::Bf16(g) => sum_of_squares(g, unscale),
-                    CpuGrad::F16(g) => sum_of_squares(g, unscale),
-                })
-                // A gradient that is not finite is skipped by its own pass and must not silence the others.
+                .filter_map(|u| Some(passes::unit_sum(tensors[u.tensor].grad.as_ref()?, &u.block)))
+                // What is not finite is skipped by its own pass and must not silence the others.
                 .filter(|s| s.is_finite())
                 .sum();
-            let norm = sum.sqrt();
+            let norm = inverse_loss_scale * sum.sqrt();
+            self.record.gradient_norm = norm;
             if norm > limit {
-                scale *= limit / norm;
+                self.record.clip_factor = limit / norm;
             }
         }
-        self.grad_scale = narrow(scale);
+        self.grad_scale = narrow(inverse_loss_scale * self.record.clip_factor);
         Ok(())
     }
 
@@ -428,13 +426,12 @@ impl Device for Cpu {
                 let bucket = &plan.buckets()[job.bucket];
                 let slot = &workspace.buckets[job.bucket][job.slot];
                 let (tensor, state) = (&mut tensors[job.tensor], &mut states[job.param]);
-                let before = state.counters.skipped[job.matrix];
-                passes::pass_b(job, bucket, slot, tensor, state, grad_scale, parallel);
-                if state.counters.skipped[job.matrix] > before {
+                if passes::pass_b(job, bucket, slot, tensor, state, grad_scale, parallel) {
                     skipped.push((job.param, job.matrix));
                 }
             }
         });
+        self.record.skipped_matrices += skipped.len() as u64;
         skipped.into_iter().for_each(|(param, matrix)| trace::matrix_skipped(param, matrix));
         Ok(())
     }
@@ -446,10 +443,9 @@ impl Device for Cpu {
         states: &mut [CpuState],
     ) -> Result<()> {
         for job in jobs {
-            let state = &mut states[job.param];
-            let before = state.counters.skipped[0];
-            passes::adamw(job, &mut tensors[job.tensor], state, self.grad_scale);
-            if state.counters.skipped[0] > before {
+            let (tensor, state) = (&mut tensors[job.tensor], &mut states[job.param]);
+            if passes::adamw(job, tensor, state, self.grad_scale) {
+                self.record.skipped_adamw += 1;
                 trace::matrix_skipped(job.param, 0);
             }
         }
@@ -462,6 +458,14 @@ impl Device for Cpu {
             state.counters.steps += u64::from(std::mem::take(&mut state.updated));
         }
         Ok(())
+    }
+
+    fn record_now(&self) -> Option<StepRecord> {
+        Some(self.record)
+    }
+
+    fn record(&mut self) -> Result<StepRecord> {
+        Ok(self.record)
     }
 
     fn synchronize(&mut self) -> Result<()> {

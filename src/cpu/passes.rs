@@ -12,6 +12,7 @@ use super::elementwise::{
 use super::{Cpu, CpuGrad, CpuParamMut, CpuState, Slot, StateBuffers, execute};
 use crate::config::Bf16Params;
 use crate::device::{AdamWJob, HostBuffer, MatrixJob, MuonScalars, StepTensor};
+use crate::limits::LARGEST_SQUARE;
 use crate::plan::{Bucket, Treatment};
 use crate::precision::Precision;
 use crate::recipe::Iterate;
@@ -111,6 +112,11 @@ pub(super) fn pass_a(
     let weights = Weights::new(s, states[job.param].ready_master(), &tensors[job.tensor].param);
     let input = PassA { job, grad_scale, parallel };
     by_type!(grad, momentum, weights, s.l2, |g, m, decay| input.run(g, m, decay, slot));
+    // Where the direction is the update, its norm bounds every element; the others are looked at in pass B.
+    let is_update = matches!(bucket.treatment, Treatment::Identity);
+    if is_update && slot.sum_of_squares.sqrt() > f64::from(job.scalars.largest) {
+        slot.sum_of_squares = f64::INFINITY;
+    }
     if !slot.sum_of_squares.is_finite() {
         // The batch goes on with a zero matrix in its place; pass B skips it.
         slot.buffers.x[0].fill(0.0);
@@ -268,7 +274,7 @@ pub(super) fn orthogonalize(
     }
 }
 
-/// Commits one matrix, or skips and counts it.
+/// Commits one matrix, or skips and counts it; whether it was skipped.
 pub(super) fn pass_b(
     job: &MatrixJob,
     bucket: &Bucket,
@@ -277,7 +283,7 @@ pub(super) fn pass_b(
     state: &mut CpuState,
     grad_scale: f32,
     parallel: bool,
-) {
+) -> bool {
     fill_master(tensor, state);
     let update = match &bucket.treatment {
         Treatment::Polynomial { recipe, .. } if recipe.result() == Iterate::X1 => {
@@ -287,17 +293,18 @@ pub(super) fn pass_b(
     };
     // The orthogonalization itself may have overflowed (a forced method in 16 bit): its result is checked,
     // not only the gradient, before anything is written.
+    let largest = job.scalars.largest;
     let finite = if parallel && update.len() > RANGE {
-        update.par_chunks(RANGE).all(elementwise::all_finite)
+        update.par_chunks(RANGE).all(|x| elementwise::all_within(x, largest))
     } else {
-        elementwise::all_finite(update)
+        elementwise::all_within(update, largest)
     };
     if !(slot.sum_of_squares.is_finite() && finite) {
         state.counters.skipped[job.matrix] += 1;
-        return;
+        return true;
     }
     let (Some(grad), StateBuffers::Momentum(momentum)) = (&tensor.grad, &mut state.buffers) else {
-        return;
+        return false;
     };
     state.updated = true;
     let s = &job.scalars;
@@ -310,7 +317,7 @@ pub(super) fn pass_b(
             commit.rows(p, update, |p, u, _| elementwise::update_f32(p, u, s));
         }
         (CpuParamMut::Bf16(p), Bf16Params::Master) => {
-            let Some(master) = &mut state.master else { return };
+            let Some(master) = &mut state.master else { return false };
             for (i, u) in update.chunks(job.block.shape.cols).enumerate() {
                 let row = job.block.row(i);
                 elementwise::update_master(&mut p[row.clone()], &mut master[row], u, s);
@@ -326,6 +333,7 @@ pub(super) fn pass_b(
             });
         }
     }
+    false
 }
 
 /// Makes the master copy from the parameter where there should be one and is not.
@@ -392,29 +400,31 @@ impl Commit<'_> {
     }
 }
 
-/// AdamW on one tensor, or skips and counts it.
+/// AdamW on one tensor, or skips and counts it; whether it was skipped.
 pub(super) fn adamw(
     job: &AdamWJob,
     tensor: &mut StepTensor<'_, Cpu>,
     state: &mut CpuState,
     grad_scale: f32,
-) {
-    let Some(grad) = tensor.grad else { return };
+) -> bool {
+    let Some(grad) = tensor.grad else { return false };
     fill_master(tensor, state);
     let sum = match grad {
         CpuGrad::F32(g) => elementwise::sum_of_squares(g, grad_scale),
         CpuGrad::Bf16(g) => elementwise::sum_of_squares(g, grad_scale),
         CpuGrad::F16(g) => elementwise::sum_of_squares(g, grad_scale),
     };
-    if !sum.is_finite() {
+    // False for a NaN.
+    let fits = sum < LARGEST_SQUARE;
+    if !fits {
         state.counters.skipped[0] += 1;
-        return;
+        return true;
     }
     let random = |seed| StochasticBits::new(seed, state.spec.salt, state.counters.steps);
     let param = match (&mut tensor.param, state.spec.bf16_params) {
         (CpuParamMut::F32(p), _) => AdamWParam::F32(p),
         (CpuParamMut::Bf16(p), Bf16Params::Master) => {
-            let Some(master) = &mut state.master else { return };
+            let Some(master) = &mut state.master else { return false };
             AdamWParam::Master(p, master)
         }
         (CpuParamMut::Bf16(p), Bf16Params::Stochastic { seed }) => {
@@ -434,10 +444,27 @@ pub(super) fn adamw(
         eps: narrow(job.eps),
         keep: job.keep,
     };
-    let StateBuffers::AdamW { exp_avg, exp_avg_sq } = &mut state.buffers else { return };
+    let StateBuffers::AdamW { exp_avg, exp_avg_sq } = &mut state.buffers else { return false };
     match grad {
         CpuGrad::F32(g) => elementwise::adamw(param, g, exp_avg, exp_avg_sq, grad_scale, &s),
         CpuGrad::Bf16(g) => elementwise::adamw(param, g, exp_avg, exp_avg_sq, grad_scale, &s),
         CpuGrad::F16(g) => elementwise::adamw(param, g, exp_avg, exp_avg_sq, grad_scale, &s),
+    }
+    false
+}
+
+/// Sum of squares of a matrix of a gradient, or of the whole of it; not finite if an element is not.
+pub(super) fn unit_sum(grad: &CpuGrad<'_>, block: &Block) -> f64 {
+    fn sum<G: Element>(grad: &[G], block: &Block) -> f64 {
+        if block.is_contiguous() {
+            return elementwise::sum_of_squares(&grad[contiguous(block)], 1.0);
+        }
+        let rows = 0..block.shape.rows;
+        rows.map(|i| elementwise::sum_of_squares(&grad[block.row(i)], 1.0)).sum()
+    }
+    match grad {
+        CpuGrad::F32(g) => sum(g, block),
+        CpuGrad::Bf16(g) => sum(g, block),
+        CpuGrad::F16(g) => sum(g, block),
     }
 }

@@ -101,7 +101,7 @@ impl Muon<Cuda> {
 
     /// Takes a recorded step, with these options and tensors.
     ///
-    /// The result is bit for bit that of [`Muon::step`].
+    /// The result is bit for bit that of [`Muon::step`], and so is the report that [`Muon::last_step`] waits for.
     ///
     /// # Errors
     /// A step that was recorded under another plan or optimizer, other parameters with a gradient, or another clipping, or before a
@@ -129,9 +129,7 @@ impl Muon<Cuda> {
             return refuse("the clipping changed");
         }
         if options.found_non_finite == FoundNonFinite::Yes {
-            let untouched = captured.present.len();
-            trace::step_skipped(untouched);
-            return Ok(StepReport { skipped: true, untouched, ..StepReport::default() });
+            return Ok(self.skipped_step());
         }
         self.refuse_without_master().map_err(|e| e.context("replay"))?;
         // A step of more tensors in between has moved the tables that it had no room in.
@@ -140,7 +138,7 @@ impl Muon<Cuda> {
         }
         captured.graph.launch().map_err(|e| driver_error(e, "replaying a step"))?;
         trace::replayed(&captured.report);
-        Ok(captured.report)
+        Ok(self.took_step(captured.report, options))
     }
 
     /// A recorded step makes no master copy: only an eager one does.

@@ -23,7 +23,7 @@ use super::sources::SOURCES;
 use super::state::CudaState;
 use super::table::{
     self, AdamWScalars, AdamWStep, BF16, CAUTIOUS, F32, GRAD_SHIFT, ITERATE_SHIFT, MOMENTUM_SHIFT,
-    Matrix, NESTEROV, Norm, PARAM_SHIFT, STOCHASTIC, Scalars, Span, TILE, Tensor,
+    Matrix, NESTEROV, Norm, PARAM_SHIFT, Record, STOCHASTIC, Scalars, Span, TILE, Tensor,
 };
 use super::workspace::CudaWorkspace;
 use super::{CudaGrad, CudaParamMut, passes};
@@ -158,8 +158,14 @@ fn passes_on(device: &Device, tile: usize, strided: bool, stochastic: bool) -> V
     };
     let matrices = device.put(&[matrix]);
     let tile_matrix = device.put(&[0u32]);
-    let scalars =
-        device.put(&[Scalars { momentum: 0.95, gain: 0.05, keep: 0.9, step: 0.3, l2: 0.0 }]);
+    let scalars = device.put(&[Scalars {
+        momentum: 0.95,
+        gain: 0.05,
+        keep: 0.9,
+        step: 0.3,
+        l2: 0.0,
+        largest: 1e9,
+    }]);
     let norms = device.put(&[Norm { power: 0.5, factor: 1.25, finite: 1, reserved: 0 }]);
     let grad_scale = device.put(&[0.75f32]);
     let (sums, checks) = (device.put(&[0f64]), device.put(&[1f64]));
@@ -171,7 +177,7 @@ fn passes_on(device: &Device, tile: usize, strided: bool, stochastic: bool) -> V
     l.update_apply(1, at[0], at[1], at[2], norms.address()).unwrap();
     let sums = device.get(&sums);
     assert!(sums[0] > 0.0);
-    assert_eq!(device.get(&checks), [0.0]);
+    assert_eq!(device.get(&checks), [0.0], "not a checked matrix");
     vec![
         halves(&sums),
         words(&device.get(&momentum)),
@@ -199,6 +205,71 @@ fn passes_a_and_b_reach_blocks_past_two_to_the_32() {
     device.finish();
 }
 
+/// Whether a checked matrix takes part, by its update and the largest magnitude that is allowed.
+fn judged(device: &Device, update: &[f32], largest: f32, finite: u32) -> u32 {
+    let result = device.put(update);
+    let len = update.len();
+    let matrix = Matrix {
+        grad: 0,
+        momentum: 0,
+        param: 0,
+        master: 0,
+        iterate: 0,
+        result: result.address(),
+        counters: 0,
+        rows: 1,
+        cols: len as u64,
+        row_stride: len as u64,
+        offset: 0,
+        random_key: 0,
+        safety: 1.0,
+        norm_floor: 1e-30,
+        first_tile: 0,
+        tiles: len.div_ceil(TILE) as u32,
+        kind: F32 << ITERATE_SHIFT | table::CHECKED,
+        matrix: 0,
+        matrices: 1,
+        reserved: 0,
+    };
+    let matrices = device.put(&[matrix]);
+    let tile_matrix = device.put(&vec![0u32; len.div_ceil(TILE)]);
+    let scalars = Scalars { momentum: 0.0, gain: 1.0, keep: 1.0, step: 1.0, l2: 0.0, largest };
+    let scalars = device.put(&[scalars]);
+    let norms = device.put(&[Norm { power: 1.0, factor: 1.0, finite, reserved: 0 }]);
+    let partial = device.put(&vec![0f64; len.div_ceil(TILE)]);
+    let (matrices, partial) = (matrices.address(), partial.address());
+    let l = &device.launcher;
+    l.update_check(len.div_ceil(TILE), tile_matrix.address(), matrices, partial).unwrap();
+    l.update_verdict(1, matrices, scalars.address(), partial, norms.address()).unwrap();
+    device.get(&norms)[0].finite
+}
+
+#[test]
+fn a_checked_update_is_judged_by_its_largest_element_wherever_it_stands() {
+    let device = Device::new();
+    let len = 2 * TILE + 39;
+    let plain = vec![0.5f32; len];
+    assert_eq!(judged(&device, &plain, 0.5, 1), 1);
+    assert_eq!(judged(&device, &plain, 0.5, 0), 0, "what the direction decided stays");
+    // In packs and beside them, in every tile.
+    for at in [0, 3, 255, 4096, TILE - 1, TILE, 2 * TILE, len - 1] {
+        for (value, largest, takes_part) in [
+            (-7.0, 7.0, 1),
+            (-7.0, 6.9, 0),
+            (f32::MAX, f32::INFINITY, 1),
+            (f32::INFINITY, f32::INFINITY, 0),
+            (f32::NAN, f32::INFINITY, 0),
+            (-f32::NAN, 1e30, 0),
+        ] {
+            let mut update = plain.clone();
+            update[at] = value;
+            let found = judged(&device, &update, largest, 1);
+            assert_eq!(found, takes_part, "{value} at {at}, largest {largest}");
+        }
+    }
+    device.finish();
+}
+
 /// AdamW and the sum of a gradient on the block that starts at that tile: all that they write.
 fn tensor_on(device: &Device, tile: usize, stochastic: bool) -> Vec<Vec<u32>> {
     let begin = tile * TILE;
@@ -211,7 +282,9 @@ fn tensor_on(device: &Device, tile: usize, stochastic: bool) -> Vec<Vec<u32>> {
     let (first_tile, tiles) = (0u32.wrapping_sub(tile as u32), 1);
     let span = Span {
         grad: before(&grad, begin),
-        len: (begin + LEN) as u64,
+        rows: 1,
+        cols: (begin + LEN) as u64,
+        row_stride: (begin + LEN) as u64,
         first_tile,
         tiles,
         kind: BF16 << GRAD_SHIFT,
@@ -224,7 +297,7 @@ fn tensor_on(device: &Device, tile: usize, stochastic: bool) -> Vec<Vec<u32>> {
         param: if stochastic { before(&param_bf16, begin) } else { before(&param_f32, begin) },
         master: 0,
         counters: counters.address(),
-        len: span.len,
+        len: span.cols,
         random_key: 5,
         first_tile,
         tiles,
@@ -243,7 +316,9 @@ fn tensor_on(device: &Device, tile: usize, stochastic: bool) -> Vec<Vec<u32>> {
     let at = (tensors.address(), steps.address());
     l.gradient_sum(1, index.address(), spans.address(), one.address(), partial.address()).unwrap();
     // The sum of the one tile: `span_finish` reads partials from `first_tile` on.
-    l.adamw_prepare(1, at.0, scalars.address(), partial.address(), at.1).unwrap();
+    let record = device.put(&[Record::default()]);
+    let at_record = record.address();
+    l.adamw_prepare(1, at.0, scalars.address(), partial.address(), at.1, at_record).unwrap();
     l.adamw_apply(1, index.address(), at.0, at.1, one.address()).unwrap();
     drop(sums);
     assert_eq!(device.get(&counters), [4, 0]);
@@ -380,6 +455,7 @@ fn tables_of_matrices_past_two_to_the_31_elements_hold_their_addresses() {
         keep: 1.0,
         step: 0.1,
         l2: 0.0,
+        largest: f32::INFINITY,
         momentum_mode: MomentumMode::Ema,
         nesterov: Nesterov::On,
         weight_decay_mode: WeightDecayMode::Decoupled,

@@ -97,10 +97,14 @@ macro_rules! launch {
         if $self.mode == Mode::Rehearse {
             return Ok(());
         }
+        let (x, y): (u32, u32) = $grid;
+        // Parameters without elements have no tile.
+        if x == 0 {
+            return Ok(());
+        }
         let function = $self.kernels.function($entry)?;
         let mut builder = $self.stream.launch_builder(function);
         $(builder.arg(&$arg);)*
-        let (x, y): (u32, u32) = $grid;
         let config = LaunchConfig { grid_dim: (x, y, 1), block_dim: ($block, 1, 1), shared_mem_bytes: 0 };
         // SAFETY: (1) the arguments are those of the entry's signature, in its order and types (tests/kernels
         // compares the contract with the signature, and every launcher is executed by the tests); (2) addresses are
@@ -187,14 +191,15 @@ impl Launcher {
         &self,
         jobs: usize,
         matrices: u64,
+        scalars: u64,
         partial: u64,
         norms: u64,
     ) -> Result<()> {
         let grid = (count("matrices", jobs)?, 1);
-        launch!(self, "norm_finish", grid, 32, [matrices, partial, norms])
+        launch!(self, "norm_finish", grid, 32, [matrices, scalars, partial, norms])
     }
 
-    /// Whether results are finite, tile by tile.
+    /// Largest magnitudes of results, tile by tile.
     pub(super) fn update_check(
         &self,
         tiles: usize,
@@ -206,16 +211,17 @@ impl Launcher {
         launch!(self, "update_check", grid, BLOCK, [tile_matrix, matrices, partial])
     }
 
-    /// Takes matrices whose result is not finite out of the step.
+    /// Takes matrices whose result is not finite, or too large, out of the step.
     pub(super) fn update_verdict(
         &self,
         jobs: usize,
         matrices: u64,
+        scalars: u64,
         partial: u64,
         norms: u64,
     ) -> Result<()> {
         let grid = (count("matrices", jobs)?, 1);
-        launch!(self, "update_verdict", grid, 32, [matrices, partial, norms])
+        launch!(self, "update_verdict", grid, 32, [matrices, scalars, partial, norms])
     }
 
     /// Partial sums of squares of gradients; one block per tile.
@@ -251,6 +257,7 @@ impl Launcher {
         inverse_loss_scale: f64,
         clip_norm: f64,
         grad_scale: u64,
+        record: u64,
     ) -> Result<()> {
         let spans = count("spans", spans)?;
         launch!(
@@ -258,7 +265,7 @@ impl Launcher {
             "clip_factor",
             (1, 1),
             32,
-            [sums, spans, inverse_loss_scale, clip_norm, grad_scale]
+            [sums, spans, inverse_loss_scale, clip_norm, grad_scale, record]
         )
     }
 
@@ -345,11 +352,16 @@ impl Launcher {
         launch!(self, "update_apply", grid, BLOCK, [tile_matrix, matrices, scalars, norms])
     }
 
-    /// Counts the step of each parameter; one thread per parameter.
-    pub(super) fn step_finish(&self, params: usize, counters: u64, matrices: u64) -> Result<()> {
+    /// Counts the step of each parameter, and all skips; one block.
+    pub(super) fn step_finish(
+        &self,
+        params: usize,
+        counters: u64,
+        matrices: u64,
+        record: u64,
+    ) -> Result<()> {
         let params = count("parameters", params)?;
-        let grid = (params.div_ceil(BLOCK), 1);
-        launch!(self, "step_finish", grid, BLOCK, [counters, matrices, params])
+        launch!(self, "step_finish", (1, 1), BLOCK, [counters, matrices, params, record])
     }
 
     /// Makes a master copy.
@@ -359,7 +371,7 @@ impl Launcher {
         launch!(self, "master_fill", grid, BLOCK, [param, master, len])
     }
 
-    /// Scalars of AdamW with their bias corrections; one thread per tensor.
+    /// Scalars of AdamW with their bias corrections, and the skips; one block.
     pub(super) fn adamw_prepare(
         &self,
         tensors: usize,
@@ -367,10 +379,16 @@ impl Launcher {
         scalars: u64,
         sums: u64,
         steps: u64,
+        record: u64,
     ) -> Result<()> {
         let tensors = count("tensors", tensors)?;
-        let grid = (tensors.div_ceil(BLOCK), 1);
-        launch!(self, "adamw_prepare", grid, BLOCK, [table, scalars, sums, steps, tensors])
+        launch!(
+            self,
+            "adamw_prepare",
+            (1, 1),
+            BLOCK,
+            [table, scalars, sums, steps, tensors, record]
+        )
     }
 
     /// AdamW; one block per tile.

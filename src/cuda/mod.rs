@@ -50,12 +50,15 @@ use compile::Kernels;
 use fence::Fences;
 use gemm::Gemm;
 use launch::{Launcher, Mode};
+use memory::Buffer;
 use status::driver_error;
+use table::Record;
 use tensors::{AdamWTables, FinishTables, GradScale, Spans};
 
 use crate::cpu::narrow;
 use crate::device::{
-    AdamWJob, BufferInfo, Counters, Device, MatrixJob, StateData, StateSpec, StepTensor,
+    AdamWJob, BufferInfo, Counters, Device, GradientUnit, MatrixJob, StateData, StateSpec,
+    StepRecord, StepTensor,
 };
 use crate::error::{Error, Result};
 use crate::plan::{Commit, Plan, Treatment};
@@ -80,10 +83,10 @@ pub struct Cuda {
     launcher: Launcher,
     gemm: Gemm,
     grad_scale: GradScale,
-    /// The inverse loss scale, under which gradients are summed to be clipped.
-    unscale: GradScale,
-    /// 1, the factor under which the strict policy looks for what is not finite.
+    /// 1, the factor under which gradients are summed to be clipped, and looked through by the strict policy.
     one: GradScale,
+    /// What the step reports.
+    record: Buffer<Record>,
     gradients: Spans,
     adamw: AdamWTables,
     finish: FinishTables,
@@ -130,7 +133,7 @@ impl Cuda {
         one.set(&stream, 1.0)?;
         Ok(Self {
             grad_scale: GradScale::new(&stream)?,
-            unscale: GradScale::new(&stream)?,
+            record: Buffer::zeroed(&stream, 1, "the record of a step")?,
             one,
             gemm,
             launcher: Launcher {
@@ -316,6 +319,7 @@ impl Device for Cuda {
     fn gradient_scale(
         &mut self,
         tensors: &[StepTensor<'_, Self>],
+        units: &[GradientUnit],
         inverse_loss_scale: f64,
         clip_norm: Option<f64>,
     ) -> Result<()> {
@@ -327,13 +331,13 @@ impl Device for Cuda {
             let Some(limit) = clip_norm else {
                 return d.grad_scale.set(&stream, narrow(inverse_loss_scale));
             };
-            d.unscale.set(&stream, narrow(inverse_loss_scale))?;
             let _fences = d.fence_grads(&stream, tensors)?;
-            let scale = d.grad_scale.address();
-            let gradients = tensors.iter().filter_map(|t| t.grad.as_ref()).map(CudaGrad::info);
-            let gradients = gradients.map(|g| (g.address as u64, g.len, g.dtype));
-            let (spans, sums) = d.gradients.sums(&d.launcher, gradients, d.unscale.address())?;
-            d.launcher.clip_factor(spans, sums, inverse_loss_scale, limit, scale)?;
+            let (scale, record) = (d.grad_scale.address(), d.record.address());
+            let gradients = units
+                .iter()
+                .filter_map(|u| Some((tensors[u.tensor].grad.as_ref()?.info(), u.block)));
+            let (spans, sums) = d.gradients.sums(&d.launcher, gradients, d.one.address())?;
+            d.launcher.clip_factor(spans, sums, inverse_loss_scale, limit, scale, record)?;
             d.grad_scale.written_by_device();
             Ok(())
         })
@@ -352,7 +356,7 @@ impl Device for Cuda {
                 .map(|(i, _)| i)
                 .collect();
             let gradients = tensors.iter().filter_map(|t| t.grad.as_ref()).map(CudaGrad::info);
-            let gradients = gradients.map(|g| (g.address as u64, g.len, g.dtype));
+            let gradients = gradients.map(tensors::whole);
             let (spans, _) = d.gradients.sums(&d.launcher, gradients, d.one.address())?;
             let sums = d.gradients.download(&stream, spans)?;
             Ok(sums.iter().position(|s| !s.is_finite()).and_then(|i| positions.get(i).copied()))
@@ -469,13 +473,26 @@ impl Device for Cuda {
         states: &mut [CudaState],
     ) -> Result<()> {
         self.run(|d| {
-            let scale = d.grad_scale.address();
-            tensors::adamw(&mut d.adamw, &d.launcher, scale, jobs, tensors, states)
+            let (scale, record) = (d.grad_scale.address(), d.record.address());
+            tensors::adamw(&mut d.adamw, &d.launcher, scale, jobs, tensors, states, record)
         })
     }
 
     fn finish_step(&mut self, params: &[usize], states: &mut [CudaState]) -> Result<()> {
-        self.run(|d| d.finish.run(&d.launcher, params, states))
+        self.run(|d| d.finish.run(&d.launcher, params, states, d.record.address()))
+    }
+
+    fn record_now(&self) -> Option<StepRecord> {
+        None
+    }
+
+    fn record(&mut self) -> Result<StepRecord> {
+        self.run(|d| {
+            let record = d.record.download(&d.launcher.stream, 1, "the record of a step")?;
+            let Record { gradient_norm, clip_factor, skipped_matrices, skipped_adamw } =
+                record.first().copied().unwrap_or_default();
+            Ok(StepRecord { gradient_norm, clip_factor, skipped_matrices, skipped_adamw })
+        })
     }
 
     fn synchronize(&mut self) -> Result<()> {

@@ -104,6 +104,7 @@ pub(super) fn pass_a(
             keep: s.keep,
             step: s.step,
             l2: s.l2,
+            largest: s.largest,
         });
     }
     upload(tables, launcher, &matrices, &tiles, &scalars)?;
@@ -116,7 +117,7 @@ pub(super) fn pass_a(
         grad_scale,
         a.partial,
     )?;
-    launcher.norm_finish(a.jobs, a.matrices, a.partial, a.norms)?;
+    launcher.norm_finish(a.jobs, a.matrices, a.scalars, a.partial, a.norms)?;
     launcher.momentum_blend(a.tiles, a.tile_matrix, a.matrices, a.scalars, a.norms, grad_scale)
 }
 
@@ -155,7 +156,7 @@ pub(super) fn pass_b(
     }
     if checked {
         launcher.update_check(a.tiles, a.tile_matrix, a.matrices, a.partial)?;
-        launcher.update_verdict(a.jobs, a.matrices, a.partial, a.norms)?;
+        launcher.update_verdict(a.jobs, a.matrices, a.scalars, a.partial, a.norms)?;
         launcher.momentum_commit(
             a.tiles,
             a.tile_matrix,

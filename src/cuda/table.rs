@@ -86,6 +86,7 @@ pub(super) struct Scalars {
     pub(super) keep: f32,
     pub(super) step: f32,
     pub(super) l2: f32,
+    pub(super) largest: f32,
 }
 
 /// What a matrix is multiplied with, and whether it takes part.
@@ -98,12 +99,14 @@ pub(super) struct Norm {
     pub(super) reserved: u32,
 }
 
-/// A gradient as a whole.
+/// A gradient as a whole, or a matrix of one.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Span {
     pub(super) grad: u64,
-    pub(super) len: u64,
+    pub(super) rows: u64,
+    pub(super) cols: u64,
+    pub(super) row_stride: u64,
     pub(super) first_tile: u32,
     pub(super) tiles: u32,
     pub(super) kind: u32,
@@ -149,6 +152,16 @@ pub(super) struct AdamWStep {
     pub(super) reserved: u32,
 }
 
+/// What a step reports.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Record {
+    pub(super) gradient_norm: f64,
+    pub(super) clip_factor: f64,
+    pub(super) skipped_matrices: u64,
+    pub(super) skipped_adamw: u64,
+}
+
 macro_rules! plain_on_the_device {
     ($($table:ty),*) => {$(
         // SAFETY: `repr(C)` of integers and floats without padding (the test below adds the sizes up), read by
@@ -158,7 +171,7 @@ macro_rules! plain_on_the_device {
         unsafe impl ValidAsZeroBits for $table {}
     )*};
 }
-plain_on_the_device!(Matrix, Scalars, Norm, Span, Tensor, AdamWScalars, AdamWStep);
+plain_on_the_device!(Record, Matrix, Scalars, Norm, Span, Tensor, AdamWScalars, AdamWStep);
 
 #[cfg(test)]
 mod tests {
@@ -168,9 +181,10 @@ mod tests {
     fn sizes_and_offsets_are_those_of_the_kernels() {
         // Sums of the fields' sizes: no padding. The order is checked by every test that runs a kernel.
         assert_eq!(size_of::<Matrix>(), 14 * 8 + 6 * 4);
-        assert_eq!(size_of::<Scalars>(), 5 * 4);
+        assert_eq!(size_of::<Scalars>(), 6 * 4);
         assert_eq!(size_of::<Norm>(), 4 * 4);
-        assert_eq!(size_of::<Span>(), 2 * 8 + 4 * 4);
+        assert_eq!(size_of::<Span>(), 4 * 8 + 4 * 4);
+        assert_eq!(size_of::<Record>(), 4 * 8);
         assert_eq!(size_of::<Tensor>(), 8 * 8 + 4 * 4);
         assert_eq!(size_of::<AdamWScalars>(), 3 * 8 + 2 * 4);
         assert_eq!(size_of::<AdamWStep>(), 8 + 10 * 4);

@@ -11,11 +11,17 @@ use super::state::CudaState;
 use super::table::{self, AdamWScalars, AdamWStep, Span, TILE, Tensor};
 use super::{Cuda, passes};
 use crate::cpu::narrow;
-use crate::device::{AdamWJob, StepTensor};
+use crate::device::{AdamWJob, BufferInfo, StepTensor};
 use crate::error::Result;
-use crate::precision::Dtype;
+use crate::shape::{Block, MatrixShape};
 
-/// Tables over whole gradients.
+/// A gradient as one row.
+pub(super) fn whole(grad: BufferInfo) -> (BufferInfo, Block) {
+    let shape = MatrixShape { rows: 1, cols: grad.len };
+    (grad, Block { offset: 0, shape, row_stride: grad.len })
+}
+
+/// Tables over gradients and matrices of them.
 #[derive(Debug)]
 pub(super) struct Spans {
     spans: Table<Span>,
@@ -34,27 +40,31 @@ impl Spans {
         }
     }
 
-    /// Enqueues the sum of squares of every gradient times the factor at `factor`; the address of the sums.
+    /// Enqueues the sum of squares of every gradient, or matrix of one, times the factor at `factor`; how many, and the
+    /// address of the sums.
     ///
     /// # Errors
     /// A failed device.
     pub(super) fn sums(
         &mut self,
         launcher: &Launcher,
-        gradients: impl Iterator<Item = (u64, usize, Dtype)>,
+        gradients: impl Iterator<Item = (BufferInfo, Block)>,
         factor: u64,
     ) -> Result<(usize, u64)> {
         let stream = &launcher.stream;
         let (mut spans, mut tiles) = (Vec::new(), Vec::new());
-        for (grad, len, dtype) in gradients {
+        for (grad, block) in gradients {
             let (first_tile, index) =
                 (count("tiles", tiles.len())?, count("gradients", spans.len())?);
-            let own = len.div_ceil(TILE);
+            let own = block.shape.len().div_ceil(TILE);
             tiles.resize(tiles.len() + own, index);
-            let kind = table::dtype_code(dtype) << table::GRAD_SHIFT;
+            let kind = table::dtype_code(grad.dtype) << table::GRAD_SHIFT;
+            let cols = block.shape.cols as u64;
             spans.push(Span {
-                grad,
-                len: len as u64,
+                grad: grad.address as u64 + block.offset as u64 * grad.dtype.bytes() as u64,
+                rows: block.shape.rows as u64,
+                cols,
+                row_stride: if block.is_contiguous() { cols } else { block.row_stride as u64 },
                 first_tile,
                 tiles: count("tiles", own)?,
                 kind,
@@ -104,7 +114,7 @@ impl AdamWTables {
     }
 }
 
-/// AdamW on every tensor of the jobs.
+/// AdamW on every tensor of the jobs; `record` is the address of what the step reports.
 ///
 /// # Errors
 /// A failed device.
@@ -115,6 +125,7 @@ pub(super) fn adamw(
     jobs: &[AdamWJob],
     tensors: &mut [StepTensor<'_, Cuda>],
     states: &mut [CudaState],
+    record: u64,
 ) -> Result<()> {
     if jobs.is_empty() {
         return Ok(());
@@ -157,7 +168,7 @@ pub(super) fn adamw(
     let gradients: Vec<_> = jobs
         .iter()
         .filter_map(|job| tensors[job.tensor].grad.as_ref())
-        .map(|g| (g.info().address as u64, g.info().len, g.info().dtype))
+        .map(|g| whole(g.info()))
         .collect();
     let mut fences = Fences::new(launcher, stream);
     for t in tensors.iter_mut() {
@@ -171,7 +182,7 @@ pub(super) fn adamw(
     let tile_tensor = tables.tile_tensor.set(stream, &tiles)?;
     let device_scalars = tables.scalars.set(stream, &scalars)?;
     let steps = tables.steps.reserve(stream, table.len())?;
-    launcher.adamw_prepare(spans, device_table, device_scalars, sums, steps)?;
+    launcher.adamw_prepare(spans, device_table, device_scalars, sums, steps, record)?;
     launcher.adamw_apply(tiles.len(), tile_tensor, device_table, steps, grad_scale)
 }
 
@@ -190,7 +201,7 @@ impl FinishTables {
         }
     }
 
-    /// Counts the step of every parameter.
+    /// Counts the step of every parameter, and all skips into the record at that address.
     ///
     /// # Errors
     /// A failed device.
@@ -199,6 +210,7 @@ impl FinishTables {
         launcher: &Launcher,
         params: &[usize],
         states: &[CudaState],
+        record: u64,
     ) -> Result<()> {
         if params.is_empty() {
             return Ok(());
@@ -208,7 +220,7 @@ impl FinishTables {
         let stream = &launcher.stream;
         let counters = self.counters.set(stream, &counters)?;
         let matrices = self.matrices.set(stream, &matrices)?;
-        launcher.step_finish(params.len(), counters, matrices)
+        launcher.step_finish(params.len(), counters, matrices, record)
     }
 }
 

@@ -19,7 +19,7 @@ use param::Group;
 pub(crate) use param::Param;
 pub use param::{GroupId, ParamId, ParamSpec};
 pub use scalars::GroupScalars;
-use step::Scratch;
+use step::{Last, Scratch};
 
 /// The Muon optimizer on a device.
 ///
@@ -60,6 +60,8 @@ pub struct Muon<D: Device> {
     /// Behind states and workspace, which are dropped before it.
     device: D,
     scratch: Scratch,
+    /// The report of the step that was taken last.
+    last: Option<Last>,
     /// Set by a step that was interrupted half-way.
     torn: Option<String>,
     /// Counts the plans that were made.
@@ -90,6 +92,7 @@ impl<D: Device> Muon<D> {
             positions: Vec::new(),
             planned: None,
             scratch: Scratch::default(),
+            last: None,
             torn: None,
             generation: 0,
         })

@@ -23,14 +23,15 @@ impl<D: Device> Muon<D> {
         Ok(GroupId { owner: self.owner, index: self.groups.len() - 1 })
     }
 
-    /// Registers a parameter and allocates its state; it is stepped from the next step on.
+    /// Registers a parameter and allocates its state; it is stepped from the next step on. One with a zero dimension is
+    /// stepped as nothing.
     ///
     /// # Cost
     /// [`StateSpec::bytes`] on the device, zeroed.
     ///
     /// # Errors
     /// A name that exists; a dtype that is neither f32 nor bf16; under the Muon rule a shape that is not a
-    /// matrix, a stack of them or a convolution, a zero dimension, or a split that does not add up; no memory.
+    /// matrix, a stack of them or a convolution, or a split that does not add up; no memory.
     pub fn add_param(&mut self, group: GroupId, spec: ParamSpec) -> Result<ParamId> {
         self.add_param_checked(group, &spec).context(|| format!("register `{}`", spec.name))
     }

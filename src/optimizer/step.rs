@@ -5,12 +5,16 @@ use super::options::{FoundNonFinite, StepOptions, StepReport};
 use super::param::{Group, Param, ParamSpec, position_of};
 use crate::config::{AdamWRule, MuonRule, NonFinite, Rule, WeightDecayMode};
 use crate::cpu::narrow;
-use crate::device::{AdamWJob, BufferInfo, Device, MatrixJob, MuonScalars, StepTensor};
+use crate::device::{
+    AdamWJob, BufferInfo, Device, GradientUnit, MatrixJob, MuonScalars, StepTensor,
+};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::limits::{self, largest_update};
 use crate::plan::Plan;
-use crate::shape::Block;
+use crate::shape::{Block, MatrixShape};
 use crate::spectrum::SpectrumRecord;
 use crate::trace;
+
 /// How far a step came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Stage {
@@ -42,7 +46,17 @@ pub(super) struct Scratch {
     jobs: Vec<MatrixJob>,
     adamw: Vec<AdamWJob>,
     muon_params: Vec<usize>,
+    /// What counts in the norm of the gradients as a whole.
+    units: Vec<GradientUnit>,
     stage: Stage,
+}
+
+/// The report of a step, as far as it is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Last {
+    report: StepReport,
+    /// Whether the gradients were clipped.
+    clipped: bool,
 }
 
 impl<D: Device> Muon<D> {
@@ -54,10 +68,12 @@ impl<D: Device> Muon<D> {
     /// without a gradient, are left untouched together with their state.
     ///
     /// # Cost
-    /// See [`Muon::plan`]. No allocation after the first step (on the CPU: outside the matrix products).
+    /// See [`Muon::plan`]. No allocation after the first step (on the CPU: outside the matrix products). On CUDA nothing waits
+    /// for the device, so the report lacks what only the device knows; see [`Muon::last_step`].
     ///
     /// # Errors
-    /// Nothing changes when one of these is returned: an option outside its range, an unknown or repeated
+    /// Nothing changes when one of these is returned: an option outside its range, a learning rate or a decay that is outside
+    /// its range once `lr_factor` and update scale are multiplied in, an unknown or repeated
     /// parameter, overlapping memory, a length or dtype that is not the registered one, a bf16 parameter that the CPU finds
     /// written since its last step ([`Muon::refresh_master`]), a gradient for a frozen one ([`Muon::freeze`]), no parameter (or a
     /// whole group of none) under the Muon rule unless the configuration allows it, or, with [`NonFinite::Error`], a gradient that is not finite.
@@ -71,12 +87,7 @@ impl<D: Device> Muon<D> {
     ) -> Result<StepReport> {
         self.ready(options, tensors)?;
         if options.found_non_finite == FoundNonFinite::Yes {
-            trace::step_skipped(self.params.len());
-            return Ok(StepReport {
-                skipped: true,
-                untouched: self.params.len(),
-                ..StepReport::default()
-            });
+            return Ok(self.skipped_step());
         }
         if self.config.non_finite == NonFinite::Error {
             self.refuse_non_finite(tensors)?;
@@ -86,8 +97,61 @@ impl<D: Device> Muon<D> {
             ..StepReport::default()
         };
         self.scratch.stage = Stage::Clean;
-        let Err(error) = self.run_stages(options, tensors, &mut report) else { return Ok(report) };
-        Err(self.interrupted(error))
+        self.last = None;
+        match self.run_stages(options, tensors, &mut report) {
+            Ok(()) => Ok(self.took_step(report, options)),
+            Err(error) => Err(self.interrupted(error)),
+        }
+    }
+
+    /// Notes the report of a step that the loss scaler's verdict skipped.
+    pub(crate) fn skipped_step(&mut self) -> StepReport {
+        trace::step_skipped(self.params.len());
+        let report = StepReport::of_skipped_step(self.params.len());
+        self.last = Some(Last { report, clipped: false });
+        report
+    }
+
+    /// Notes the report of a step and completes it if that needs no waiting.
+    pub(crate) fn took_step(&mut self, report: StepReport, options: &StepOptions) -> StepReport {
+        let clipped = options.clip_norm.is_some();
+        let report = match self.device.record_now() {
+            Some(record) => report.completed(&record, clipped),
+            None => report,
+        };
+        self.last = Some(Last { report, clipped });
+        report
+    }
+
+    /// The whole report of the step that was taken last, eager or replayed; `None` before the first one and after one that failed.
+    ///
+    /// # Cost
+    /// On the CPU none. On CUDA it waits for the device and copies 32 bytes.
+    ///
+    /// # Errors
+    /// A failure of earlier, asynchronous work.
+    ///
+    /// # Example
+    /// ```
+    /// use muon_cuda::{Cpu, Muon, MuonConfig, MuonRule, ParamSpec, StepOptions, StepTensor};
+    ///
+    /// let mut muon = Muon::new(Cpu::new()?, MuonConfig::default())?;
+    /// let hidden = muon.add_group("hidden", MuonRule::default())?;
+    /// let w = muon.add_param(hidden, ParamSpec::new("w", &[2, 2]))?;
+    /// let (mut weight, grad) = (vec![0.0f32; 4], vec![3.0f32, 0.0, 0.0, 4.0]);
+    /// let options = StepOptions { clip_norm: Some(2.5), ..StepOptions::default() };
+    /// muon.step(&options, &mut [StepTensor::new(w, &mut weight, &grad)])?;
+    /// let report = muon.last_step()?.expect("a step was taken");
+    /// assert_eq!((report.gradient_norm, report.clip_factor), (Some(5.0), Some(0.5)));
+    /// assert_eq!((report.orthogonalized, report.skipped_matrices), (1, Some(0)));
+    /// # Ok::<(), muon_cuda::Error>(())
+    /// ```
+    pub fn last_step(&mut self) -> Result<Option<StepReport>> {
+        let Some(last) = &mut self.last else { return Ok(None) };
+        if !last.report.is_complete() {
+            last.report = last.report.completed(&self.device.record()?, last.clipped);
+        }
+        Ok(Some(last.report))
     }
 
     /// What [`Muon::step`] checks before it touches anything.
@@ -100,7 +164,34 @@ impl<D: Device> Muon<D> {
         self.refuse_torn()?;
         // Before the plan: what is wrong with the tensors is said as that.
         self.match_tensors(tensors)?;
-        self.prepare_plan()
+        self.prepare_plan()?;
+        self.check_scalars(options.lr_factor)
+    }
+
+    /// Refuses a step whose scalars, rounded to f32, could make a finite parameter infinite.
+    fn check_scalars(&self, lr_factor: f64) -> Result<()> {
+        for (param, tensor) in self.params.iter().zip(&self.scratch.tensor_of_param) {
+            if tensor.is_none() {
+                continue;
+            }
+            let checked = match &self.groups[param.group].rule {
+                Rule::Muon(rule) => param.blocks.iter().try_for_each(|block| {
+                    let lr = rule.lr * lr_factor;
+                    limits::step(
+                        "lr * lr_factor * update scale",
+                        lr * rule.update_scale.factor(block.shape, param.spec.layout),
+                    )?;
+                    limits::keep(muon_keep(rule, lr))
+                }),
+                Rule::AdamW(rule) => {
+                    let lr = rule.lr * lr_factor;
+                    limits::step("lr * lr_factor / (1 - beta1)", lr / (1.0 - rule.beta1))
+                        .and_then(|()| limits::keep(1.0 - lr * rule.weight_decay))
+                }
+            };
+            checked.context(|| format!("`{}`", param.spec.name))?;
+        }
+        Ok(())
     }
 
     /// The stages of a step, in order; `scratch.stage` says how far it came.
@@ -114,7 +205,9 @@ impl<D: Device> Muon<D> {
         let (plan, workspace) = (&planned.plan, &mut planned.workspace);
         let scratch = &mut self.scratch;
 
-        self.device.gradient_scale(tensors, options.inverse_loss_scale, options.clip_norm)?;
+        gradient_units(scratch, &self.params, &self.groups, options);
+        let (loss_scale, clip_norm) = (options.inverse_loss_scale, options.clip_norm);
+        self.device.gradient_scale(tensors, &scratch.units, loss_scale, clip_norm)?;
         for chunk in 0..plan.chunks() {
             chunk_jobs(scratch, plan, &self.params, &self.groups, chunk, options.lr_factor);
             let jobs = &scratch.jobs;
@@ -257,12 +350,17 @@ impl<D: Device> Muon<D> {
         options.validate().context(|| "step options")?;
         self.match_tensors(tensors)?;
         self.prepare_plan()?;
+        self.check_scalars(options.lr_factor)?;
+        // The device keeps one record, which the norm of these gradients replaces.
+        self.last_step()?;
         let mut records = Vec::new();
         let Some(planned) = &self.planned else { return Ok(records) };
         let plan = &planned.plan;
         let scratch = &mut self.scratch;
         let mut direction = Vec::new();
-        self.device.gradient_scale(tensors, options.inverse_loss_scale, options.clip_norm)?;
+        gradient_units(scratch, &self.params, &self.groups, options);
+        let (loss_scale, clip_norm) = (options.inverse_loss_scale, options.clip_norm);
+        self.device.gradient_scale(tensors, &scratch.units, loss_scale, clip_norm)?;
         for chunk in 0..plan.chunks() {
             chunk_jobs(scratch, plan, &self.params, &self.groups, chunk, options.lr_factor);
             for job in &scratch.jobs {
@@ -314,7 +412,10 @@ impl<D: Device> Muon<D> {
                     buffer.len,
                 ));
             }
-            scratch.ranges.push(byte_range(&buffer, i));
+            // Nothing overlaps what has no element.
+            if buffer.len > 0 {
+                scratch.ranges.push(byte_range(&buffer, i));
+            }
             let Some(grad) = &t.grad else { continue };
             let buffer = D::grad_buffer(grad);
             if buffer.len != param.len {
@@ -380,6 +481,34 @@ fn listed(names: &[&str]) -> String {
     }
 }
 
+/// What counts in the norm of the gradients: every matrix, and every tensor under AdamW. Only clipping asks for it.
+fn gradient_units(
+    scratch: &mut Scratch,
+    params: &[Param],
+    groups: &[Group],
+    options: &StepOptions,
+) {
+    scratch.units.clear();
+    if options.clip_norm.is_none() {
+        return;
+    }
+    for (param, tensor) in params.iter().zip(&scratch.tensor_of_param) {
+        let Some(tensor) = *tensor else { continue };
+        match &groups[param.group].rule {
+            Rule::Muon(_) => {
+                let units = param.blocks.iter().map(|&block| GradientUnit { tensor, block });
+                scratch.units.extend(units);
+            }
+            Rule::AdamW(_) if param.len > 0 => {
+                let shape = MatrixShape { rows: 1, cols: param.len };
+                let block = Block { offset: 0, shape, row_stride: param.len };
+                scratch.units.push(GradientUnit { tensor, block });
+            }
+            Rule::AdamW(_) => {}
+        }
+    }
+}
+
 /// The matrices of a chunk that have a gradient in this step, by bucket.
 fn chunk_jobs(
     scratch: &mut Scratch,
@@ -415,22 +544,28 @@ fn byte_range(buffer: &BufferInfo, tensor: usize) -> (usize, usize, usize) {
     (buffer.address, end, tensor)
 }
 
+/// What decay leaves of a parameter.
+fn muon_keep(rule: &MuonRule, lr: f64) -> f64 {
+    match rule.weight_decay_mode {
+        WeightDecayMode::Independent => 1.0 - rule.weight_decay,
+        WeightDecayMode::Decoupled | WeightDecayMode::Cautious => 1.0 - lr * rule.weight_decay,
+        WeightDecayMode::Palm => 1.0 - lr * lr * rule.weight_decay,
+        WeightDecayMode::L2 => 1.0,
+    }
+}
+
 fn muon_scalars(rule: &MuonRule, spec: &ParamSpec, block: &Block, lr_factor: f64) -> MuonScalars {
     let lr = rule.lr * lr_factor;
     let scale = rule.update_scale.factor(block.shape, spec.layout);
     MuonScalars {
         momentum: narrow(rule.momentum),
         one_minus_momentum: narrow(1.0 - rule.momentum),
-        keep: narrow(match rule.weight_decay_mode {
-            WeightDecayMode::Independent => 1.0 - rule.weight_decay,
-            WeightDecayMode::Decoupled | WeightDecayMode::Cautious => 1.0 - lr * rule.weight_decay,
-            WeightDecayMode::Palm => 1.0 - lr * lr * rule.weight_decay,
-            WeightDecayMode::L2 => 1.0,
-        }),
+        keep: narrow(muon_keep(rule, lr)),
         l2: match rule.weight_decay_mode {
             WeightDecayMode::L2 => narrow(rule.weight_decay),
             _ => 0.0,
         },
+        largest: largest_update(lr * scale),
         step: narrow(lr * scale),
         momentum_mode: rule.momentum_mode,
         nesterov: rule.nesterov,

@@ -126,6 +126,14 @@ impl<T: DeviceRepr + ValidAsZeroBits + Clone + Default> Offset<T> {
         CudaGrad::from(self.slice.slice(self.offset..))
     }
 
+    /// A view of no element.
+    pub fn empty_param(&mut self) -> CudaParamMut<'_>
+    where
+        for<'a> CudaParamMut<'a>: From<muon_cuda::cudarc::driver::CudaViewMut<'a, T>>,
+    {
+        CudaParamMut::from(self.slice.slice_mut(..0))
+    }
+
     pub fn param(&mut self) -> CudaParamMut<'_>
     where
         for<'a> CudaParamMut<'a>: From<muon_cuda::cudarc::driver::CudaViewMut<'a, T>>,

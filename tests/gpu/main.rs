@@ -18,6 +18,7 @@ mod groups;
 mod hostile;
 mod plan;
 mod regressions;
+mod report;
 mod resume;
 mod settings;
 mod spectra;
