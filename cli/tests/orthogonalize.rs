@@ -38,9 +38,29 @@ fn write_input(path: &Path) {
 
 fn report(dir: &Path, more: &[&str]) -> Vec<serde_json::Value> {
     let args =
-        [&["orthogonalize", "in.safetensors", "out.safetensors", "--json", "-q"], more].concat();
+        [&["orthogonalize", "in.safetensors", "out.safetensors", "--force", "--json", "-q"], more]
+            .concat();
     let json: serde_json::Value = serde_json::from_str(&ok(dir, &args).out).unwrap();
     json.as_array().unwrap().clone()
+}
+
+#[test]
+fn a_file_that_is_there_is_replaced_by_force_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    write_input(&dir.path().join("in.safetensors"));
+    let output = dir.path().join("out.safetensors");
+    fs::write(&output, "years of work").unwrap();
+    let args = ["orthogonalize", "in.safetensors", "out.safetensors", "-q"];
+    let refused = muon(dir.path(), &args);
+    assert!(
+        refused.code == Some(2) && refused.err.contains("--force"),
+        "{:?} {}",
+        refused.code,
+        refused.err
+    );
+    assert_eq!(fs::read(&output).unwrap(), b"years of work");
+    ok(dir.path(), &[&args[..], &["--force"]].concat());
+    assert!(TensorFile::load(&output).is_ok());
 }
 
 #[test]

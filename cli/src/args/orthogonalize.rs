@@ -28,7 +28,7 @@ Examples:
       a folder of shards
 
 Exit codes: 0 written; 1 a file could not be read or written, or holds NaN or infinities;
-2 unknown schedule, one that is not safe, no matrix to orthogonalize, or the output is the input")]
+2 unknown schedule, one that is not safe, no matrix to orthogonalize, or the output is the input or is there already")]
 pub(crate) struct OrthogonalizeArgs {
     /// File, folder of shards or index (*.safetensors.index.json) to read
     #[arg(value_name = "IN")]
@@ -37,6 +37,10 @@ pub(crate) struct OrthogonalizeArgs {
     /// File to write, or folder to make where the input is a folder or an index
     #[arg(value_name = "OUT")]
     pub(crate) output: PathBuf,
+
+    /// Replace the file OUT where it is there already; a folder is never replaced
+    #[arg(long)]
+    pub(crate) force: bool,
 
     /// Coefficient schedule: preset name or TOML file
     #[arg(long, value_name = "NAME|FILE", default_value = "polar_express_5")]

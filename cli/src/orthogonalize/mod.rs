@@ -18,6 +18,7 @@ use self::measure::{Errors, Exact};
 use crate::args::OrthogonalizeArgs;
 use crate::devices::DeviceName;
 use crate::exit::{Ended, usage};
+use crate::files::refuse_to_replace;
 use crate::glob::matches;
 use crate::tables::table;
 use crate::terminal::Notes;
@@ -141,6 +142,7 @@ impl<'a> Target<'a> {
     fn new(args: &'a OrthogonalizeArgs, files: &ModelFiles) -> Result<Self> {
         let output = args.output.as_path();
         if !args.input.is_dir() && files.index().is_none() {
+            refuse_to_replace(output, args.force)?;
             return Ok(Self::File(output));
         }
         if output.exists() {

@@ -15,7 +15,7 @@ const PRINTING: [&str; 14] = [
     "muon compare --shape 4x4 --json",
     "muon plan --matrix 4x4",
     "muon plan --matrix 4x4 --json",
-    "muon orthogonalize red.safetensors out",
+    "muon orthogonalize red.safetensors out --force",
     "muon train --steps 2 --hidden 4 --optimizer adamw",
     "muon train --steps 2 --hidden 4 --optimizer adamw --json",
 ];
@@ -53,8 +53,9 @@ fn files_that_cannot_be_written_are_named() {
     check(&[
         ("muon schedules jordan --plot directory/nowhere/a.svg", 1, "directory/nowhere"),
         ("ln -s /dev/full a.svg && muon schedules jordan --plot a.svg", 1, "not a regular file"),
-        ("muon orthogonalize red.safetensors directory", 1, "directory"),
-        ("muon orthogonalize red.safetensors /dev/full", 1, "/dev/full"),
+        ("muon orthogonalize red.safetensors directory", 2, "directory is there already"),
+        ("muon orthogonalize red.safetensors directory --force", 1, "directory"),
+        ("muon orthogonalize red.safetensors /dev/full --force", 1, "/dev/full"),
         ("muon orthogonalize red.safetensors nowhere/out", 1, "nowhere"),
         ("muon train --steps 1 --hidden 4 --out empty", 1, "empty is not writable"),
         ("muon train --steps 1 --hidden 4 --out /dev/full", 1, "/dev/full"),
