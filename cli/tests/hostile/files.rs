@@ -165,7 +165,7 @@ fn names_from_files_command_no_terminal() {
         ),
         ("muon orthogonalize nan.safetensors out", 1, "w\\u001b[31m"),
         (
-            "muon tune --spectra red.jsonl --per-layer --out o --size 8 --iterations 2 --degrees 3 --evaluations 9 --polish 1 \
+            "muon tune --spectra red.jsonl --per-layer --out o --iterations 2 --degrees 3 --evaluations 9 --polish 1 \
           --no-rounding-safety --min-safe-sigma 1",
             0,
             "@w\\u001b[31m\\n",

@@ -52,7 +52,11 @@ fn a_full_disk_is_said_and_a_reader_that_left_is_no_failure() {
 fn files_that_cannot_be_written_are_named() {
     check(&[
         ("muon schedules jordan --plot directory/nowhere/a.svg", 1, "directory/nowhere"),
-        ("ln -s /dev/full a.svg && muon schedules jordan --plot a.svg", 1, "not a regular file"),
+        (
+            "ln -s /dev/full a.svg && muon schedules jordan --plot a.svg --force",
+            1,
+            "not a regular file",
+        ),
         ("muon orthogonalize red.safetensors directory", 2, "directory is there already"),
         ("muon orthogonalize red.safetensors directory --force", 1, "directory"),
         ("muon orthogonalize red.safetensors /dev/full --force", 1, "/dev/full"),
@@ -63,13 +67,13 @@ fn files_that_cannot_be_written_are_named() {
         ("muon train --lr-grid --steps 1 --hidden 4 --out /proc/muon", 1, "/proc/muon"),
         (
             "muon train --schedule jordan --steps 1 --hidden 4 --record-spectra /dev/full",
-            1,
-            "/dev/full",
+            2,
+            "/dev/full is no regular file",
         ),
         (
             "muon train --schedule jordan --steps 1 --hidden 4 --record-spectra directory",
-            1,
-            "directory",
+            2,
+            "directory is no regular file",
         ),
         ("muon tune --out empty", 1, "empty"),
         ("muon tune --out /proc/muon", 1, "/proc/muon"),

@@ -132,17 +132,6 @@ fn trained_parameters_are_saved_when_asked_for() {
     ok(dir, &later);
     assert_eq!(bytes("b"), whole);
     assert_eq!(metrics(&dir.join("a"))["runs"], metrics(&dir.join("b"))["runs"]);
-    // What is no model is not written, which is said.
-    let args =
-        "train --optimizer gradient-descent --lr 1e20 --steps 6 --hidden 5 --save-model --out d";
-    let said = muon(dir, &args.split(' ').collect::<Vec<_>>());
-    assert_eq!(said.code, Some(1), "{}", said.err);
-    assert!(
-        said.err.contains("the model of gradient_descent-seed0 is not written"),
-        "{}",
-        said.err
-    );
-    assert!(!dir.join("d/models/gradient_descent-seed0.safetensors").exists());
 }
 
 #[test]
@@ -154,7 +143,7 @@ fn divergence_is_a_finding_and_no_empty_chart() {
         muon(dir, &args.split(' ').collect::<Vec<_>>())
     };
     // Numbers that are none after the first step: one point a line, nothing to draw.
-    let said = run("--optimizer gradient-descent --lr 1e20", "a");
+    let said = run("--optimizer gradient-descent --lr 1e19", "a");
     assert_eq!(said.code, Some(1), "{}{}", said.out, said.err);
     assert!(said.out.contains("gradient descent diverged at step 2."), "{}", said.out);
     assert!(
@@ -176,9 +165,9 @@ fn divergence_is_a_finding_and_no_empty_chart() {
     // A bad learning rate that is no divergence.
     assert_eq!(run("--optimizer gradient-descent --lr 10", "c").code, Some(0));
     // A search is there to find what diverges; it fails where nothing else is found.
-    let said = run("--sweep --schedule jordan --schedule you --seeds 2 --lr 0.02,1e20", "s");
+    let said = run("--sweep --schedule jordan --schedule you --seeds 2 --lr 0.02,1e19", "s");
     assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
-    let said = run("--sweep --schedule jordan --schedule you --seeds 2 --lr 1e20,1e21", "t");
+    let said = run("--sweep --schedule jordan --schedule you --seeds 2 --lr 1e18,1e19", "t");
     assert_eq!(said.code, Some(1), "{}{}", said.out, said.err);
     assert!(
         said.out.contains("Diverged at every learning rate: Muon (jordan), Muon (you)."),
