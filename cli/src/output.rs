@@ -43,7 +43,8 @@ mod tests {
     #[test]
     fn lines_pass_and_commands_do_not() {
         let mut out = Vec::new();
-        writeln!(Plain(&mut out), "name {}\n┌─┐", "\u{1b}[31mred\u{9b}").unwrap();
+        let name = "\u{1b}[31mred\u{9b}";
+        writeln!(Plain(&mut out), "name {name}\n┌─┐").unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "name \\u001b[31mred\\u009b\n┌─┐\n");
         let json = serde_json::json!({ "name": "a\u{9b}\u{7f}\"\n" });
         let mut out = Vec::new();

@@ -211,14 +211,14 @@ fn trajectory(
     let momentum0 = random.normals(len);
     let mut w = start.clone();
     let mut m = if s.has_momentum0 { momentum0.clone() } else { vec![0.0; len] };
-    for k in 0..STEPS {
+    for (k, grad) in grads.iter().enumerate() {
         if !s.has_grad[k] {
             continue;
         }
         let (lr, beta) = (s.lr[k], s.beta[k]);
         let fresh = if s.is_sum { 1.0 } else { 1.0 - beta };
         for p in &s.places {
-            let g = |&i: &usize| grads[k][i] + if s.decay == "l2" { DECAY * w[i] } else { 0.0 };
+            let g = |&i: &usize| grad[i] + if s.decay == "l2" { DECAY * w[i] } else { 0.0 };
             let gradient: Vec<f64> = p.at.iter().map(g).collect();
             for (&i, g) in p.at.iter().zip(&gradient) {
                 m[i] = beta * m[i] + fresh * g;
