@@ -66,7 +66,12 @@ fn nonsense_is_refused_before_anything_is_done() {
             2,
             "--precision is not used by this job",
         ),
-        (&["train", "--head-lr", "inf"], 2, "lr: expected a finite number"),
+        (&["train", "--head-lr", "inf"], 2, "lr: expected a number of at least 0 and at most 2^64"),
+        (
+            &["train", "--optimizer", "adamw", "--lr", "1000"],
+            2,
+            "would multiply parameters by less than -1",
+        ),
         (&["train", "--steps", "0"], 2, "expected at least 1"),
         (&["train", "--hidden", "8,0"], 2, "expected at least 1"),
         (&["train", "--lr", "0.1", "--lr-grid"], 2, "cannot be used with"),

@@ -270,6 +270,7 @@ fn check(config: &Config, lrs: &[f64]) -> Result<()> {
         if config.optimizers[..i].iter().any(|other| other.id() == row.id()) {
             return Err(usage(format!("`{row}` is asked for twice")));
         }
+        refuse_growth(row)?;
         Stepper::new(&on_cpu, row, workload.params()).with_context(|| row.to_string())?;
     }
     let Some(first) = config.optimizers.first() else { return Ok(()) };
@@ -278,9 +279,22 @@ fn check(config: &Config, lrs: &[f64]) -> Result<()> {
             return Err(usage(format!("--lr names `{lr}` twice")));
         }
         let row = OptimizerConfig { lr: *lr, ..first.clone() };
+        refuse_growth(&row)?;
         Stepper::new(&on_cpu, &row, workload.params()).with_context(|| row.to_string())?;
     }
     config.lr_schedule()?;
+    Ok(())
+}
+
+/// A step refuses a decay that makes parameters grow. Here that is known before anything runs.
+fn refuse_growth(row: &OptimizerConfig) -> Result<()> {
+    if row.lr * row.weight_decay > 2.0 {
+        return Err(usage(format!(
+            "{row}: the learning rate {} times the weight decay {} is more than 2, so a step would multiply parameters by \
+             less than -1, and they would grow; make one of the two smaller (--lr, --weight-decay)",
+            row.lr, row.weight_decay
+        )));
+    }
     Ok(())
 }
 

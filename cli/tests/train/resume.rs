@@ -154,7 +154,10 @@ fn divergence_is_a_finding_and_no_empty_chart() {
     assert!(!dir.join("a/loss.svg").exists() && !dir.join("a/loss.png").exists());
     assert_eq!(metrics(&dir.join("a"))["summary"][0]["diverged"][0]["step"], 2);
     // Finite and out of all proportion, beside one that is not.
-    let said = run("--optimizer adamw --optimizer gradient-descent --lr 1000 --seeds 2", "b");
+    let said = run(
+        "--optimizer adamw --optimizer gradient-descent --lr 1000 --weight-decay 0 --seeds 2",
+        "b",
+    );
     assert_eq!(said.code, Some(1), "{}{}", said.out, said.err);
     assert!(
         said.out.contains("AdamW with seed 0 diverged at step 2; AdamW with seed 1 diverged"),
@@ -165,9 +168,15 @@ fn divergence_is_a_finding_and_no_empty_chart() {
     // A bad learning rate that is no divergence.
     assert_eq!(run("--optimizer gradient-descent --lr 10", "c").code, Some(0));
     // A search is there to find what diverges; it fails where nothing else is found.
-    let said = run("--sweep --schedule jordan --schedule you --seeds 2 --lr 0.02,1e19", "s");
+    let said = run(
+        "--sweep --schedule jordan --schedule you --seeds 2 --weight-decay 0 --lr 0.02,1e19",
+        "s",
+    );
     assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
-    let said = run("--sweep --schedule jordan --schedule you --seeds 2 --lr 1e18,1e19", "t");
+    let said = run(
+        "--sweep --schedule jordan --schedule you --seeds 2 --weight-decay 0 --head-lr 1e18 --lr 1e18,1e19",
+        "t",
+    );
     assert_eq!(said.code, Some(1), "{}{}", said.out, said.err);
     assert!(
         said.out.contains("Diverged at every learning rate: Muon (jordan), Muon (you)."),
