@@ -128,12 +128,14 @@ fn every_option_is_refused_or_changes_what_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     std::fs::write(dir.join("held"), "lognormal:1\n").unwrap();
+    // Two of each parameter, so that what is made of several has something to do.
     let line = |name: &str, shape: MatrixShape, seed: f32| {
         let matrix: Vec<f32> = (0u8..72).map(|i| (f32::from(i) * seed).sin()).collect();
         SpectrumRecord::measure(10, name, shape, &matrix).unwrap().to_line().unwrap()
     };
-    let lines = line("a", MatrixShape { rows: 6, cols: 12 }, 0.7)
-        + &line("b", MatrixShape { rows: 8, cols: 9 }, 1.1);
+    let (a, b) = (MatrixShape { rows: 6, cols: 12 }, MatrixShape { rows: 8, cols: 9 });
+    let lines =
+        [line("a", a, 0.7), line("a", a, 0.31), line("b", b, 1.1), line("b", b, 0.53)].concat();
     std::fs::write(dir.join("s.jsonl"), lines).unwrap();
 
     let command = Cli::definition();
