@@ -16,7 +16,7 @@ use candle_nn::{Optimizer, VarMap};
 use muon_cuda::candle::{CandleConfig, CandleMuon, Unnamed};
 use muon_cuda::{
     AdamWRule, Checkpoint, Cpu, HostBuffer, Muon, MuonConfig, ParamSpec, RoutingRule, StepOptions,
-    StepTensor,
+    StepTensor, WithoutMuon,
 };
 use support::{Random, bits, rule};
 
@@ -179,6 +179,26 @@ fn what_cannot_be_routed_is_refused() {
     muon.backward_step(&loss(&[(&w, &t)])).unwrap();
     assert_eq!(muon.learning_rate(), 0.5);
     assert_ne!(flat(&w), before);
+}
+
+#[test]
+fn a_model_without_a_hidden_matrix_is_trained_when_that_is_meant() {
+    let map = VarMap::new();
+    let w = insert(&map, "norm.weight", &[6], DType::F32, 1);
+    let before = flat(&w);
+    let refused = CandleMuon::new_from_varmap(&map, MuonConfig::default(), &rules()).unwrap_err();
+    assert!(refused.to_string().contains("no parameter would be orthogonalized"), "{refused}");
+    let config = MuonConfig { without_muon: WithoutMuon::Allow, ..MuonConfig::default() };
+    let mut muon = CandleMuon::new_from_varmap(&map, config, &rules()).unwrap();
+    let ones = Tensor::ones(&[6], DType::F32, &Device::Cpu).unwrap();
+    muon.backward_step(&loss(&[(&w, &ones)])).unwrap();
+    // AdamW's first step is its learning rate, towards the smaller side, after decay.
+    let AdamWRule { lr, weight_decay, .. } = AdamWRule::default();
+    for (new, old) in flat(&w).iter().zip(&before) {
+        let expected = f64::from(*old) * (1.0 - lr * weight_decay) - lr;
+        // The few roundings of one step in f32, at magnitudes of at most 4.
+        assert!((f64::from(*new) - expected).abs() < 2e-6, "{new} {expected}");
+    }
 }
 
 #[test]

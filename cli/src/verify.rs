@@ -6,7 +6,7 @@ use anyhow::Result;
 use muon_cuda::verify::{Against, CaseResult, OptimizerKind, Target, Trajectories, VerifyOptions};
 use serde_json::json;
 
-use crate::args::{AgainstName, PrecisionName, VerifyArgs};
+use crate::args::{AgainstName, ElementName, PrecisionName, VerifyArgs};
 use crate::devices::DeviceName;
 use crate::exit::{Ended, usage};
 use crate::tables::table;
@@ -25,6 +25,9 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<Ended> {
         AgainstName::Bf16ns => Against::Bf16,
     };
     let trajectories = Trajectories::load(&args.trajectories)?;
+    if trajectories.optimizer() == OptimizerKind::AdamW {
+        refuse_what_adamw_lacks(args)?;
+    }
     let momentum_dtype = args.momentum_dtype.into();
     let options = VerifyOptions { target, against, momentum_dtype, tolerance: args.tolerance };
     let session = args.device.open()?;
@@ -37,6 +40,22 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<Ended> {
         print_table(&trajectories, args, &options, &cases)?;
     }
     Ok(if failed == 0 { ended } else { Ended::CheckFailed })
+}
+
+/// AdamW orthogonalizes nothing and keeps its moments in f32.
+fn refuse_what_adamw_lacks(args: &VerifyArgs) -> Result<()> {
+    let given = [
+        ("--precision", args.precision != PrecisionName::F32),
+        ("--momentum-dtype", args.momentum_dtype != ElementName::F32),
+        ("--against bf16ns", args.against != AgainstName::F64),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((option, _)) => Err(usage(format!(
+            "{} is a recording of AdamW, which {option} does not concern; leave it out",
+            args.trajectories.display()
+        ))),
+    }
 }
 
 fn target(args: &VerifyArgs) -> Result<Target> {

@@ -285,6 +285,7 @@ fn convolutions_methods_iterations_and_unsafe_schedules() {
         (&["--exact", "--iterations", "4"], "cannot be used with"),
         (&["--exact", "--method", "standard"], "cannot be used with"),
         (&["--exact", "--accept-unsafe"], "cannot be used with"),
+        (&["--exact", "--precision", "bf16"], "cannot be used with"),
     ] {
         let said = run(args);
         assert_eq!(said.code, Some(2), "{args:?}: {}", said.err);

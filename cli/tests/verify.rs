@@ -38,6 +38,20 @@ fn recordings_of_pytorch_hold_on_every_device_and_precision() {
 }
 
 #[test]
+fn options_that_a_recording_of_adamw_does_not_use_are_refused() {
+    let file = data("torch_adamw.json");
+    for more in [["--precision", "bf16"], ["--momentum-dtype", "bf16"], ["--against", "bf16ns"]] {
+        let said = muon(Path::new("."), &[&["verify", &file], &more[..]].concat());
+        assert_eq!(said.code, Some(2), "{more:?} {}{}", said.out, said.err);
+        assert!(
+            said.err.contains(more[0]) && said.err.contains("a recording of AdamW"),
+            "{}",
+            said.err
+        );
+    }
+}
+
+#[test]
 fn a_tolerance_that_is_missed_is_a_failed_check_that_says_which() {
     let said = muon(Path::new("."), &["verify", &data("torch_muon.json"), "--tolerance", "1e-9"]);
     assert_eq!(said.code, Some(1), "{}", said.err);

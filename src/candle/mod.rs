@@ -147,7 +147,8 @@ impl CandleMuon {
         config: MuonConfig,
         routing: &RoutingRule,
     ) -> Result<Self> {
-        routing.check(named.iter().map(|(name, var)| (name.as_str(), var.dims())))?;
+        let params = named.iter().map(|(name, var)| (name.as_str(), var.dims()));
+        routing.check_for(params, config.without_muon)?;
         let mut muon = Inner::new(&named, config)?;
         let muon_group = on!(&mut muon, m => m.add_group("hidden", routing.muon.clone()))?;
         let rest = named.iter().any(|(name, var)| !routing.route(name, var.dims()).is_muon());

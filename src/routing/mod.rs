@@ -5,7 +5,7 @@ mod model_tests;
 mod names;
 
 use crate::checkpoint::TensorDtype;
-use crate::config::{AdamWRule, MuonRule};
+use crate::config::{AdamWRule, MuonRule, WithoutMuon};
 use crate::error::{Error, Result};
 
 use names::Path;
@@ -256,13 +256,22 @@ impl RoutingRule {
         &self,
         params: impl IntoIterator<Item = (&'a str, &'a [usize])>,
     ) -> Result<()> {
+        self.check_for(params, WithoutMuon::Refuse)
+    }
+
+    /// As [`RoutingRule::check`], for a caller who may mean a model without a hidden matrix.
+    pub(crate) fn check_for<'a>(
+        &self,
+        params: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+        without_muon: WithoutMuon,
+    ) -> Result<()> {
         let params: Vec<_> = params.into_iter().collect();
         self.check_overrides(params.iter().map(|(name, _)| *name))?;
         let decisions: Vec<_> = params.iter().map(|(n, s)| (*n, *s, self.route(n, s))).collect();
         let undecided =
             decisions.iter().filter(|(_, _, d)| d.destination == Destination::Undecided);
         refuse_undecided(undecided.map(|(name, shape, d)| (*name, *shape, d.reason.as_str())))?;
-        if decisions.iter().any(|(_, _, d)| d.is_muon()) {
+        if without_muon == WithoutMuon::Allow || decisions.iter().any(|(_, _, d)| d.is_muon()) {
             return Ok(());
         }
         let reasons = decisions.iter().map(|(n, _, d)| format!("`{n}`: {}", d.reason));

@@ -59,7 +59,7 @@ pub(crate) struct OrthogonalizeArgs {
     pub(crate) accept_unsafe: bool,
 
     /// The exact polar factor by singular value decomposition instead
-    #[arg(long, conflicts_with_all = ["schedule", "iterations", "method", "accept_unsafe"])]
+    #[arg(long, conflicts_with_all = ["schedule", "iterations", "method", "accept_unsafe", "precision"])]
     pub(crate) exact: bool,
 
     /// Where to compute: cpu, reference (the f64 oracle), cuda or cuda:N, emulated (in builds with feature `emulator`)

@@ -103,6 +103,8 @@ fn resume(args: &TrainArgs, notes: &Notes) -> Result<(OutDirectory, Job)> {
             file.display()
         )
     })?;
+    // The record is a file that anyone can edit.
+    size::check(&recorded.config.task, recorded.config.batch_size)?;
     if let Some(file) = spectra {
         let same = match &recorded.kept.spectra {
             Some(r) => {
