@@ -11,8 +11,8 @@ use crate::{
     AdamWRule, Bf16Params, CoefficientSchedule, Counters, Cpu, Dtype, FoundNonFinite, GroupScalars,
     Layout, MatrixShape, MethodChoice, Mismatch, MomentumMode, Muon, MuonConfig, MuonRule,
     Nesterov, NonFinite, Normalization, OddPolynomial, OrthogonalizeOptions, Orthogonalizer,
-    ParamSpec, Precision, RestoreReport, Route, RoutingReport, Rule, Split, StepOptions,
-    StepReport, SymmetricProducts, Tail, UpdateScale, WeightDecayMode, WithoutMuon,
+    ParamSpec, Precision, RestoreReport, Route, RoutingReport, RoutingRule, Rule, Safety, Split,
+    StepOptions, StepReport, SymmetricProducts, Tail, UpdateScale, WeightDecayMode, WithoutMuon,
 };
 
 /// The same through JSON and TOML; the text of the TOML.
@@ -55,6 +55,10 @@ fn every_choice_has_its_documented_word() {
     word(&WeightDecayMode::L2, "\"l2\"");
     word(&NonFinite::Skip, "\"skip\"");
     word(&NonFinite::Error, "\"error\"");
+    word(&UpdateScale::MatchRms(0.3), "{\"match_rms\":0.3}");
+    word(&WeightDecayMode::Palm, "\"palm\"");
+    word(&Safety::Refuse, "\"refuse\"");
+    word(&Safety::RunAnyway, "\"run_anyway\"");
     word(&WithoutMuon::Refuse, "\"refuse\"");
     word(&WithoutMuon::Allow, "\"allow\"");
     word(&FoundNonFinite::Yes, "\"yes\"");
@@ -157,6 +161,13 @@ fn rules_and_configurations_are_read_as_they_were_written() {
 
 #[test]
 fn specifications_and_reports_are_read_as_they_were_written() {
+    let routing =
+        RoutingRule::new(MuonRule { lr: 0.01, ..MuonRule::default() }, AdamWRule::default());
+    let routing = routing.adamw_for("h.1").muon_for("a").experts_for("b").convolution_for("c");
+    let toml = round(&routing);
+    assert!(toml.contains("experts") && toml.contains("convolution"), "{toml}");
+    refused::<RoutingRule>("overrides = [[\"a\", \"sgd\"]]", "sgd");
+    refused::<RoutingRule>("override = []", "override");
     round(&ParamSpec::new("w", &[3, 4]));
     let heads = Split::Heads(NonZeroUsize::new(2).unwrap());
     round(&ParamSpec::new("qkv", &[4, 8]).dtype(Dtype::Bf16).layout(Layout::InOut).split(heads));

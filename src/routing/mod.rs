@@ -4,6 +4,8 @@
 mod model_tests;
 mod names;
 
+use serde::{Deserialize, Serialize};
+
 use crate::checkpoint::TensorDtype;
 use crate::config::{AdamWRule, MuonRule, WithoutMuon};
 use crate::error::{Error, Result};
@@ -124,17 +126,28 @@ pub(crate) fn vocabulary_side([rows, cols]: [usize; 2]) -> Option<usize> {
 /// assert_eq!(rule.route("blocks.0.w", &[8, 768, 256]).destination, Destination::Undecided);
 /// assert!(rule.experts_for("blocks.0.w").route("blocks.0.w", &[8, 768, 256]).is_muon());
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+///
+/// In a file the overrides are pairs of a pattern and `adamw`, `muon`, `experts` or `convolution`:
+///
+/// ```
+/// use muon_cuda::RoutingRule;
+/// let rule: RoutingRule = serde_json::from_str(r#"{ "overrides": [["blocks.0.w", "experts"]], "muon": { "lr": 0.01 } }"#)?;
+/// assert!(rule == RoutingRule::new(rule.muon.clone(), rule.adamw).experts_for("blocks.0.w") && rule.muon.lr == 0.01);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct RoutingRule {
+    overrides: Vec<(String, Override)>,
     /// Hyper-parameters of the hidden matrices.
     pub muon: MuonRule,
     /// Hyper-parameters of the rest.
     pub adamw: AdamWRule,
-    overrides: Vec<(String, Override)>,
 }
 
 /// What a caller said of a parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Override {
     AdamW,
     Muon,
