@@ -266,7 +266,7 @@ impl Device for Cpu {
         state.master_ready = false;
     }
 
-    /// Looks at [`LOOKED_AT`] elements spread over the parameter.
+    /// Looks at 64 elements spread over the parameter.
     fn master_is_stale(param: &CpuParamMut<'_>, state: &CpuState) -> bool {
         let (CpuParamMut::Bf16(param), Some(master), true) =
             (param, &state.master, state.master_ready)
