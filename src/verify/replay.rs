@@ -5,7 +5,7 @@ use half::bf16;
 use super::matrices::Matrices;
 use super::recording::Case;
 use super::{Target, VerifyOptions};
-use crate::config::{Bf16Params, MuonConfig, MuonRule, Rule};
+use crate::config::{Bf16Params, MuonConfig, MuonRule, Rule, WithoutMuon};
 use crate::cpu::{Cpu, narrow};
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
@@ -92,6 +92,8 @@ impl<D: Transfer> OnDevice<D> {
         matrices: Option<&Matrices>,
     ) -> Result<Self> {
         let momentum_dtype = config.momentum_dtype;
+        // A recording of AdamW has nothing to orthogonalize.
+        let config = MuonConfig { without_muon: WithoutMuon::Allow, ..config };
         let mut muon = Muon::new(device, config)?;
         let group = muon.add_group("recorded", case.rules[0].clone())?;
         let spec = match matrices {
@@ -99,11 +101,6 @@ impl<D: Transfer> OnDevice<D> {
             Some(m) => ParamSpec::new("param", &m.shape).layout(m.layout).split(m.split.clone()),
         };
         let id = muon.add_param(group, spec.dtype(case.param_dtype))?;
-        if matrices.is_none() {
-            // An optimizer that orthogonalizes nothing is refused; a placeholder makes this one whole.
-            let muon_rule = muon.add_group("placeholder", MuonRule::default())?;
-            muon.add_param(muon_rule, ParamSpec::new("placeholder", &[1, 1]))?;
-        }
         let matrices = matrices.map_or(0, |m| m.blocks.len());
         Ok(Self { muon, group, id, matrices, momentum_dtype })
     }
